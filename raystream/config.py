@@ -1,0 +1,104 @@
+"""Every setting, with its default, its range and its unit. Unknown keys are refused with the nearest one named."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, TypeVar
+
+from raystream.errors import InvalidConfig
+
+KIB: Final = 1 << 10
+MIB: Final = 1 << 20
+DAY_MS: Final = 86_400_000
+
+INLINE_LIMIT_BYTES: Final = 90 * KIB
+"""Ray passes arguments up to 100 KB inside the call; above, through the object store, which pays from 1 MB on."""
+MAX_PARTITIONS: Final = 10_000
+
+
+def setting(default: Any, low: float | None = None, high: float | None = None, choices: tuple[Any, ...] = ()) -> Any:
+    """A dataclass field with the range or the choices it is checked against."""
+    return field(default=default, metadata={"low": low, "high": high, "choices": choices})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopicConfig:
+    """What `create_topic(config={…})` and `alter_topic` take."""
+
+    flush: Literal["fsync", "os"] = setting("fsync", choices=("fsync", "os"))
+    """"fsync": acknowledged means on the disk. "os": in the page cache; a power cut may lose the last records."""
+    segment_bytes: int = setting(256 * MIB, 1 * MIB, 2**31)
+    segment_ms: int = setting(7 * DAY_MS, 1000, 10 * 365 * DAY_MS)
+    max_batch_bytes: int = setting(16 * MIB, 1 * KIB, 256 * MIB)
+    timestamp_type: Literal["create", "append"] = setting("create", choices=("create", "append"))
+    max_timestamp_ahead_ms: int = setting(3_600_000, 0, 10 * 365 * DAY_MS)
+    """A record's timestamp may be this far in the future; one further ahead is refused."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProducerConfig:
+    """What `cluster.producer(…)` takes besides serializers and the partitioner."""
+
+    acks: Literal[0, 1, "all"] = setting("all", choices=(0, 1, "all"))
+    linger_ms: float = setting(5.0, 0, 60_000)
+    max_batch_bytes: int = setting(1 * MIB, 1 * KIB, 64 * MIB)
+    max_buffered_bytes: int = setting(64 * MIB, 64 * KIB, 64 * 1024 * MIB)
+    max_block_ms: int = setting(60_000, 0, 3_600_000)
+    max_in_flight: int = setting(5, 1, 5)
+    request_timeout_ms: int = setting(10_000, 100, 600_000)
+    delivery_timeout_ms: int = setting(120_000, 100, 3_600_000)
+    compression: Literal["lz4", "zstd"] | None = setting(None, choices=(None, "lz4", "zstd"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConsumerConfig:
+    """What `cluster.consumer(…)` takes besides topic, group, start and deserializers."""
+
+    auto_commit: bool = setting(True, choices=(True, False))
+    auto_commit_interval_ms: int = setting(1_000, 10, 3_600_000)
+    session_timeout_ms: int = setting(10_000, 1_000, 3_600_000)
+    heartbeat_interval_ms: int = setting(1_000, 50, 600_000)
+    rebalance_timeout_ms: int = setting(60_000, 1_000, 3_600_000)
+    max_fetch_bytes: int = setting(8 * MIB, 1 * KIB, 256 * MIB)
+    max_buffered_bytes: int = setting(64 * MIB, 64 * KIB, 64 * 1024 * MIB)
+    fetch_max_wait_ms: int = setting(1_000, 0, 60_000)
+    request_timeout_ms: int = setting(10_000, 100, 600_000)
+    check_crcs: bool = setting(True, choices=(True, False))
+    mmap: bool = setting(True, choices=(True, False))
+
+
+Config = TypeVar("Config", TopicConfig, ProducerConfig, ConsumerConfig)
+
+
+def build(kind: type[Config], values: Mapping[str, Any]) -> Config:
+    """A checked config of `kind`. Raises InvalidConfig: unknown key (the nearest is named) or value out of range."""
+    known = {f.name: f for f in dataclasses.fields(kind)}
+    for name, value in values.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(sorted(known))}"
+            raise InvalidConfig(f"there is no setting {name!r}; {hint}")
+        _check(name, value, known[name].metadata)
+    return kind(**values)
+
+
+def changed(config: TopicConfig, values: Mapping[str, Any]) -> TopicConfig:
+    """The config with some settings changed; None puts a setting back to its default."""
+    merged = {**dataclasses.asdict(config), **values}
+    defaults = dataclasses.asdict(TopicConfig())
+    return build(TopicConfig, {k: defaults.get(k) if v is None and k in defaults else v for k, v in merged.items()})
+
+
+def _check(name: str, value: Any, limits: Mapping[str, Any]) -> None:
+    choices, low, high = limits["choices"], limits["low"], limits["high"]
+    if choices:
+        if not any(value is choice or (type(value) is type(choice) and value == choice) for choice in choices):
+            raise InvalidConfig(f"{name}={value!r} is none of {', '.join(map(repr, choices))}")
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise InvalidConfig(f"{name}={value!r} is not a number")
+    if not low <= value <= high:
+        raise InvalidConfig(f"{name}={value!r} lies outside {low} to {high}")

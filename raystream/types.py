@@ -1,0 +1,217 @@
+"""The values that users meet: records, positions and descriptions. No behaviour beyond showing themselves."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Final, Literal, NamedTuple, TypeVar
+
+EARLIEST: Final = "earliest"
+LATEST: Final = "latest"
+
+Acks = Literal[0, 1, "all"]
+Headers = Mapping[str, bytes | str | None] | Sequence[tuple[str, bytes | str | None]]
+Position = (
+    Literal["earliest", "latest"]
+    | dt.datetime
+    | dt.timedelta
+    | Mapping[int, int]
+    | Mapping[str, Mapping[int, int]]
+)
+"""`"earliest"`, `"latest"`, an instant (naive is UTC), a duration ago, `{partition: offset}` or
+`{topic: {partition: offset}}`. Ranges are half-open."""
+
+
+class TopicPartition(NamedTuple):
+    """One partition of one topic."""
+
+    topic: str
+    partition: int
+
+    def __str__(self) -> str:
+        return f"{self.topic}-{self.partition}"
+
+
+class RecordMetadata(NamedTuple):
+    """Where a record went. `offset` is -1 under `acks=0`; `timestamp_ms` is milliseconds since the epoch, UTC."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp_ms: int
+
+
+class Record(NamedTuple):
+    """One record as a consumer reads it.
+
+    On a raw topic `key` and `value` are bytes or None; on a typed topic `value` is a dict of the row and `key` the
+    value of the key column. A consumer's deserializers replace either.
+    """
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp_ms: int
+    key: Any
+    value: Any
+    headers: Sequence[tuple[str, bytes | None]] = ()
+
+    @property
+    def text(self) -> str | None:
+        """The value as UTF-8 text."""
+        return None if self.value is None else bytes(self.value).decode()
+
+    def json(self) -> Any:
+        """The value parsed as JSON; None for a tombstone."""
+        return None if self.value is None else json.loads(self.value)
+
+
+Row = TypeVar("Row")
+
+
+class Rows(list[Row]):
+    """A list of descriptions that prints, and shows itself in a notebook, as a table."""
+
+    def _cells(self) -> tuple[list[str], list[list[str]]]:
+        names = [f.name for f in fields(self[0]) if f.repr]  # type: ignore[arg-type]
+        return names, [[_cell(getattr(row, name)) for name in names] for row in self]
+
+    def __repr__(self) -> str:
+        if not self:
+            return "(none)"
+        names, cells = self._cells()
+        widths = [max(len(row[i]) for row in [names, *cells]) for i in range(len(names))]
+        lines = ["  ".join(text.ljust(w) for text, w in zip(row, widths, strict=True)) for row in [names, *cells]]
+        return "\n".join(line.rstrip() for line in lines)
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        if not self:
+            return "<em>(none)</em>"
+        names, cells = self._cells()
+        head = "".join(f"<th>{escape(name)}</th>" for name in names)
+        body = "".join("<tr>" + "".join(f"<td>{escape(c)}</td>" for c in row) + "</tr>" for row in cells)
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    if isinstance(value, (list, tuple)) and not isinstance(value, str):
+        return ", ".join(str(item) for item in value)
+    return "" if value is None else str(value)
+
+
+@dataclass(frozen=True)
+class PartitionDescription:
+    """One partition: who leads it, what it holds (`size_bytes` on the leader's disk), and its epoch."""
+
+    topic: str
+    partition: int
+    leader: int | None
+    leader_epoch: int
+    replicas: tuple[int, ...]
+    isr: tuple[int, ...]
+    start_offset: int
+    end_offset: int
+    size_bytes: int
+    segments: int
+
+
+@dataclass(frozen=True)
+class TopicDescription:
+    """A topic. `records` counts offsets between start and end over all partitions."""
+
+    name: str
+    kind: Literal["raw", "typed"]
+    partitions: int
+    replication_factor: int
+    records: int
+    size_bytes: int
+    key: str | None = None
+    time: str | None = None
+    id: str = field(default="", repr=False)
+    schema: Any = field(default=None, repr=False)
+    config: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    partition_list: Rows[PartitionDescription] = field(default_factory=Rows, repr=False)
+
+
+@dataclass(frozen=True)
+class MemberDescription:
+    """A member of a consumer group, and where it runs."""
+
+    member_id: str
+    client: str
+    epoch: int
+    partitions: tuple[TopicPartition, ...]
+    last_heartbeat_ms_ago: int
+
+
+@dataclass(frozen=True)
+class PartitionLag:
+    """How far a group is behind on one partition, in records; `lag` is None where it has no position."""
+
+    topic: str
+    partition: int
+    committed: int | None
+    end_offset: int
+    lag: int | None
+    member: str | None
+
+
+@dataclass(frozen=True)
+class GroupDescription:
+    """A consumer group. `state` is "empty", "reconciling" or "stable"."""
+
+    name: str
+    state: str
+    epoch: int
+    topics: tuple[str, ...]
+    members: int
+    lag: int | None
+    member_list: Rows[MemberDescription] = field(default_factory=Rows, repr=False)
+    partition_list: Rows[PartitionLag] = field(default_factory=Rows, repr=False)
+
+
+@dataclass(frozen=True)
+class BrokerDescription:
+    """A broker: the raystream actor of one Ray node."""
+
+    broker_id: int
+    node: str
+    state: str
+    partitions: int
+    data_dir: str
+    free_bytes: int
+    pid: int
+    controller: bool
+
+
+@dataclass(frozen=True)
+class Health:
+    """Whether everything is served. `problems` holds a sentence for each thing that is not."""
+
+    ok: bool
+    brokers: int
+    topics: int
+    partitions: int
+    offline_partitions: int
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class WriteResult:
+    """What `cluster.write` or `send_frame` did: rows, and the half-open offset range per partition.
+
+    Other producers' records may lie between a range's ends.
+    """
+
+    topic: str
+    rows: int
+    offsets: Mapping[int, tuple[int, int]]
+
+    def __len__(self) -> int:
+        return self.rows
