@@ -15,7 +15,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import pyarrow as pa
 from crc32c import crc32c
@@ -125,9 +125,7 @@ def advance_sequence(sequence: int, count: int) -> int:
     return (sequence + count) % (MAX_SEQUENCE + 1)
 
 
-def encode(
-    rows: pa.RecordBatch, fields: ProducerFields, *, compression: str | None = None
-) -> memoryview:
+def encode(rows: pa.RecordBatch, fields: ProducerFields, *, compression: str | None = None) -> memoryview:
     """Encodes rows as one message whose leader section is still empty. `compression` is None, "lz4" or "zstd".
 
     The result owns its memory; nothing else refers to it.
@@ -192,11 +190,12 @@ def _parse_zone(zone: bytes, zone_at: int, available: int) -> BatchHeader:
         raise CorruptBatch(f"the batch header states an impossible size of {stated[0]} bytes")
     if stated[0] > available:
         raise CorruptBatch(f"the batch header states {stated[0]} bytes, of which {available} are there")
-    return BatchHeader(stated[0], stated[1].hex(), *stated[2:], producer_crc, *assigned, header_crc, zone_at)
+    values: tuple[Any, ...] = (stated[0], stated[1].hex(), *stated[2:], producer_crc, *assigned, header_crc, zone_at)
+    return BatchHeader(*values)
 
 
 def _find_zone(message: memoryview) -> int:
-    if len(message) < MIN_MESSAGE_BYTES or message[:4] != CONTINUATION:
+    if len(message) < MIN_MESSAGE_BYTES or bytes(message[:4]) != CONTINUATION:
         raise CorruptBatch("the bytes do not begin with an Arrow IPC message")
     metadata_bytes = int.from_bytes(message[4:8], "little")
     if not ZONE_BYTES <= metadata_bytes <= min(MAX_METADATA_BYTES, len(message) - FRAME_PREFIX_BYTES):

@@ -123,7 +123,7 @@ def restore(table: pa.Table) -> pa.Table:
 def schema_message(schema: pa.Schema, topic_id: str, schema_id: int) -> bytes:
     """The message that stands at the head of a segment: the same bytes on every replica."""
     marked = schema.with_metadata({_SCHEMA_KEY: _SCHEMA_PREFIX + f"{topic_id} {schema_id:08x} ".encode() + _NO_CRC})
-    blank = marked.serialize().to_pybytes()
+    blank: bytes = marked.serialize().to_pybytes()
     at = blank.index(_SCHEMA_PREFIX) + len(_SCHEMA_PREFIX) + 42
     return blank[:at] + b"%08x" % crc32c(blank) + blank[at + len(_NO_CRC) :]
 
@@ -131,7 +131,7 @@ def schema_message(schema: pa.Schema, topic_id: str, schema_id: int) -> bytes:
 def read_schema_message(data: Bytes) -> SchemaMessage:
     """Reads and checks the schema message that `data` begins with. Raises CorruptBatch or NewerFormat."""
     view = memoryview(data)
-    if len(view) < FRAME_PREFIX_BYTES or view[:4] != CONTINUATION:
+    if len(view) < FRAME_PREFIX_BYTES or bytes(view[:4]) != CONTINUATION:
         raise CorruptBatch("the file does not begin with an Arrow schema message")
     size = FRAME_PREFIX_BYTES + int.from_bytes(view[4:8], "little")
     if not FRAME_PREFIX_BYTES < size <= min(len(view), MAX_SCHEMA_BYTES):

@@ -14,11 +14,7 @@ LATEST: Final = "latest"
 Acks = Literal[0, 1, "all"]
 Headers = Mapping[str, bytes | str | None] | Sequence[tuple[str, bytes | str | None]]
 Position = (
-    Literal["earliest", "latest"]
-    | dt.datetime
-    | dt.timedelta
-    | Mapping[int, int]
-    | Mapping[str, Mapping[int, int]]
+    Literal["earliest", "latest"] | dt.datetime | dt.timedelta | Mapping[int, int] | Mapping[str, Mapping[int, int]]
 )
 """`"earliest"`, `"latest"`, an instant (naive is UTC), a duration ago, `{partition: offset}` or
 `{topic: {partition: offset}}`. Ranges are half-open."""
@@ -100,7 +96,7 @@ class Rows(list[Row]):
 def _cell(value: object) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
-    if isinstance(value, (list, tuple)) and not isinstance(value, str):
+    if isinstance(value, (list, tuple)):
         return ", ".join(str(item) for item in value)
     return "" if value is None else str(value)
 

@@ -1,0 +1,169 @@
+"""raystream: a durable, distributed log in the manner of Apache Kafka, native to Ray.
+
+A topic is at once a message stream and an Arrow table. `connect()` returns a `Cluster`, from which everything else
+comes; `raystream.aio.connect()` has the same names as coroutines. Errors form one tree under `RaystreamError`.
+
+Names load when they are first used, so that `import raystream` does not import Ray.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from raystream.errors import (
+    ActorLost,
+    BufferFull,
+    Closed,
+    ClusterGone,
+    ClusterNotFound,
+    CoordinatorNotAvailable,
+    CorruptBatch,
+    CorruptLog,
+    DataDirectoryInUse,
+    DataDirectoryUnusable,
+    DeliveryFailed,
+    DeliveryTimeout,
+    DiskFull,
+    Fenced,
+    FencedLeaderEpoch,
+    FencedMember,
+    FencedProducer,
+    GroupNotEmpty,
+    GroupNotFound,
+    HandlerFailed,
+    InvalidArgument,
+    InvalidConfig,
+    InvalidRecord,
+    InvalidTopicName,
+    NewerFormat,
+    NotFound,
+    NotLeader,
+    OffsetOutOfRange,
+    OutOfOrderSequence,
+    Overloaded,
+    PartitionNotFound,
+    PlacementFailed,
+    ProtocolMismatch,
+    RaystreamError,
+    RecordTooLarge,
+    RequestTimeout,
+    SchemaChanged,
+    StorageError,
+    TopicExists,
+    TopicNotFound,
+    Unavailable,
+    UnknownLeaderEpoch,
+    UnknownMember,
+    UnknownProducer,
+)
+from raystream.types import (
+    EARLIEST,
+    LATEST,
+    BrokerDescription,
+    GroupDescription,
+    Health,
+    MemberDescription,
+    PartitionDescription,
+    PartitionLag,
+    Position,
+    Record,
+    RecordMetadata,
+    Rows,
+    TopicDescription,
+    TopicPartition,
+    WriteResult,
+)
+
+if TYPE_CHECKING:
+    from raystream import aio
+    from raystream.cluster import Cluster, connect
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "aio": "raystream.aio",
+    "Cluster": "raystream.cluster:Cluster",
+    "connect": "raystream.cluster:connect",
+    "LogHandler": "raystream.client.loghandler:LogHandler",
+}
+
+__all__ = [
+    "EARLIEST",
+    "LATEST",
+    "ActorLost",
+    "BrokerDescription",
+    "BufferFull",
+    "Closed",
+    "Cluster",
+    "ClusterGone",
+    "ClusterNotFound",
+    "CoordinatorNotAvailable",
+    "CorruptBatch",
+    "CorruptLog",
+    "DataDirectoryInUse",
+    "DataDirectoryUnusable",
+    "DeliveryFailed",
+    "DeliveryTimeout",
+    "DiskFull",
+    "Fenced",
+    "FencedLeaderEpoch",
+    "FencedMember",
+    "FencedProducer",
+    "GroupDescription",
+    "GroupNotEmpty",
+    "GroupNotFound",
+    "HandlerFailed",
+    "Health",
+    "InvalidArgument",
+    "InvalidConfig",
+    "InvalidRecord",
+    "InvalidTopicName",
+    "LogHandler",
+    "MemberDescription",
+    "NewerFormat",
+    "NotFound",
+    "NotLeader",
+    "OffsetOutOfRange",
+    "OutOfOrderSequence",
+    "Overloaded",
+    "PartitionDescription",
+    "PartitionLag",
+    "PartitionNotFound",
+    "PlacementFailed",
+    "Position",
+    "ProtocolMismatch",
+    "RaystreamError",
+    "Record",
+    "RecordMetadata",
+    "RecordTooLarge",
+    "RequestTimeout",
+    "Rows",
+    "SchemaChanged",
+    "StorageError",
+    "TopicDescription",
+    "TopicExists",
+    "TopicNotFound",
+    "TopicPartition",
+    "Unavailable",
+    "UnknownLeaderEpoch",
+    "UnknownMember",
+    "UnknownProducer",
+    "WriteResult",
+    "aio",
+    "connect",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _LAZY.get(name)
+    if home is None:
+        raise AttributeError(f"module 'raystream' has no attribute {name!r}")
+    module, _, attribute = home.partition(":")
+    value = importlib.import_module(module)
+    value = globals()[name] = getattr(value, attribute) if attribute else value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
