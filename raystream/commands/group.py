@@ -1,0 +1,94 @@
+"""raystream group list|describe|reset|delete"""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from typing import Any
+
+from raystream.commands import arguments
+from raystream.commands.shell import Shell
+
+_LIST = {"name": "group", "state": "state", "members": "members", "topics": "topics", "lag": "lag"}
+_MEMBERS = {
+    "member_id": "member",
+    "client": "client",
+    "partitions": "partitions",
+    "last_heartbeat_ms_ago": "heartbeat ms ago",
+}
+POSITIONS = {
+    "topic": "topic",
+    "partition": "partition",
+    "committed": "committed",
+    "end_offset": "end offset",
+    "lag": "lag",
+    "member": "member",
+}
+
+
+def add(commands: Any, options: ArgumentParser) -> None:
+    group = commands.add_parser("group", help="list, describe, reset and delete consumer groups")
+    verbs = group.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    listing = verbs.add_parser("list", parents=[options], help="list groups and how far they are behind")
+    listing.set_defaults(run=_list)
+
+    describe = verbs.add_parser("describe", parents=[options], help="show a group's members, positions and lag")
+    describe.add_argument("name", metavar="GROUP")
+    describe.set_defaults(run=_describe)
+
+    reset = verbs.add_parser("reset", parents=[options], help="move a group's positions; it must have no members")
+    reset.add_argument("name", metavar="GROUP")
+    reset.add_argument("topic", metavar="TOPIC")
+    reset.add_argument("--to", type=arguments.position, required=True, metavar="POSITION", help=arguments.POSITION_HELP)
+    reset.set_defaults(run=_reset)
+
+    delete = verbs.add_parser("delete", parents=[options], help="delete groups and their positions")
+    delete.add_argument("names", metavar="GROUP", nargs="+")
+    delete.set_defaults(run=_delete)
+
+
+def _list(shell: Shell) -> int:
+    with shell.connect() as cluster:
+        groups = cluster.groups()
+    if shell.json:
+        shell.print_json(groups)
+    else:
+        shell.table(groups, _LIST)
+    return 0
+
+
+def _describe(shell: Shell) -> int:
+    with shell.connect() as cluster:
+        group = cluster.describe_group(shell.args.name)
+    if shell.json:
+        shell.print_json(group)
+        return 0
+    shell.facts({"group": group.name, "state": group.state, "topics": group.topics, "lag": group.lag})
+    if group.member_list:
+        shell.out.print()
+        shell.table(group.member_list, _MEMBERS)
+    if group.partition_list:
+        shell.out.print()
+        shell.table(group.partition_list, POSITIONS)
+    return 0
+
+
+def _reset(shell: Shell) -> int:
+    args = shell.args
+    with shell.connect() as cluster:
+        cluster.reset_offsets(args.name, args.topic, to=args.to)
+        positions = [row for row in cluster.lag(args.name) if row.topic == args.topic]
+    if shell.json:
+        shell.print_json(positions)
+    else:
+        shell.table(positions, POSITIONS)
+    return 0
+
+
+def _delete(shell: Shell) -> int:
+    names = shell.args.names
+    with shell.connect() as cluster:
+        for name in names:
+            cluster.delete_group(name)
+    shell.result(f"deleted {', '.join(names)}", {"deleted": names})
+    return 0

@@ -1,0 +1,131 @@
+"""The local Ray that `raystream start` leaves running, remembered in the data directory so that `stop` ends just that."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+from raystream.errors import ClusterNotFound, RequestTimeout
+
+START_TIMEOUT_S: Final = 90.0
+STOP_TIMEOUT_S: Final = 30.0
+_POLL_S: Final = 0.1
+_HOST: Final = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class LocalRay:
+    """A Ray head that this machine runs for us. `began` tells its process from a later one with the same id."""
+
+    address: str
+    pid: int
+    began: str
+
+
+def start(root: Path) -> LocalRay:
+    """Starts Ray on this machine alone and waits until it is up. Raises ClusterNotFound with what Ray said."""
+    from raystream.actors.session import EMBEDDED_INLINE_BYTES
+
+    address = f"{_HOST}:{_free_port()}"
+    log = root / "ray.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
+                *("--node-ip-address", _HOST, "--port", address.rpartition(":")[2]),
+                *("--system-config", json.dumps({"max_direct_call_object_size": EMBEDDED_INLINE_BYTES})),
+                *("--disable-usage-stats", "--log-style", "record"),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            env={"RAY_worker_niceness": "0", **os.environ},
+        )
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while current() != address:  # Ray writes it once its processes are up
+        if process.poll() is not None:
+            raise ClusterNotFound(f"Ray did not start ({_last_line(log)}); {log} says more")
+        if time.monotonic() > deadline:
+            process.terminate()
+            raise RequestTimeout(f"Ray was not up within {START_TIMEOUT_S:.0f} s; {log} says more")
+        time.sleep(_POLL_S)
+    ray = LocalRay(address, process.pid, _began(process.pid))
+    _file(root).write_text(json.dumps(asdict(ray)))
+    return ray
+
+
+def running(root: Path) -> LocalRay | None:
+    """The local Ray that was started for this data directory, if it still runs."""
+    try:
+        ray = LocalRay(**json.loads(_file(root).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+    return ray if ray.began and _began(ray.pid) == ray.began else None
+
+
+def stop(root: Path, ray: LocalRay) -> None:
+    """Ends that Ray and nothing else, and waits until its processes are gone. Raises RequestTimeout."""
+    os.kill(ray.pid, signal.SIGTERM)
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    while _began(ray.pid) == ray.began:
+        if time.monotonic() > deadline:
+            raise RequestTimeout(f"Ray (pid {ray.pid}) still runs {STOP_TIMEOUT_S:.0f} s after SIGTERM")
+        time.sleep(_POLL_S)
+    _file(root).unlink(missing_ok=True)
+    if current() == ray.address:
+        with contextlib.suppress(OSError):
+            _address_file().unlink()
+
+
+def current() -> str | None:
+    """The address that the last `ray start` on this machine left; says nothing about whether it still runs."""
+    try:
+        return _address_file().read_text().strip() or None
+    except OSError:
+        return None
+
+
+def answers(address: str) -> bool:
+    """Whether something listens at "host:port"."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=1).close()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _address_file() -> Path:
+    return Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+
+
+def _file(root: Path) -> Path:
+    return root / "local-ray.json"
+
+
+def _began(pid: int) -> str:
+    """When the process started, as `ps` says it; empty where there is none."""
+    found = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return found.stdout.strip()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((_HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _last_line(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else "it said nothing"

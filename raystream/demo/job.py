@@ -1,0 +1,189 @@
+"""The demo's course of events: publish while two Ray tasks process, kill one half-way, wait until the other is done."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from raystream.actors.launch import start_task
+from raystream.demo import flights
+from raystream.demo.ledger import Ledger, Range
+from raystream.demo.show import Picture, Worker
+from raystream.demo.worker import GROUP, REPORTS, report_of, watch
+from raystream.errors import RequestTimeout
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from raystream.cluster import Cluster
+
+PARTITIONS: Final = 4
+WORKERS: Final = 2
+CHUNK_ROWS: Final = 8_192
+KILL_AT: Final = 0.5
+HOLD_AT: Final = 0.6
+"""The publisher waits there until the kill has happened, so that it strikes while records are flowing."""
+START_TIMEOUT_S: Final = 60.0
+STALL_TIMEOUT_S: Final = 30.0
+_LAG_EVERY_S: Final = 0.5
+_POLL_S: Final = 0.1
+
+
+@dataclass
+class Outcome:
+    """What the run itself measured. `publish_seconds` leaves out the wait for the kill."""
+
+    published: int = 0
+    publish_seconds: float = 0.0
+    takeover_seconds: float | None = None
+    offsets: dict[int, Range] = field(default_factory=dict)
+
+
+class Demo:
+    """One run on one cluster; `run` is called once."""
+
+    def __init__(self, cluster: Cluster, source: pd.DataFrame, changed: Callable[[Picture], None]) -> None:
+        self._cluster = cluster
+        self._source = source
+        self._changed = changed
+        self._picture = Picture(total=len(source))
+        self._ledger = Ledger()
+        self._outcome = Outcome()
+        self._killed = threading.Event()
+        self._killed_at = 0.0
+        self._orphaned: set[int] = set()
+        self._failure: BaseException | None = None
+
+    def run(self) -> Outcome:
+        """Returns when every record is processed. Raises RequestTimeout when nothing moves any more."""
+        self._cluster.create_topic(
+            flights.TOPIC, partitions=PARTITIONS, schema=_schema(self._source), key=flights.KEY, time=flights.TIME
+        )
+        self._cluster.create_topic(REPORTS)
+        with self._workers(), self._cluster.consumer(REPORTS, group=None, start="earliest") as reports:
+            self._wait_for_members(reports)
+            publisher = threading.Thread(target=self._publish, name="demo-publisher", daemon=True)
+            publisher.start()
+            self._follow(reports)
+            publisher.join()
+        return self._outcome
+
+    # Publishing -----------------------------------------------------------------------------------------------------
+
+    def _publish(self) -> None:
+        try:
+            with self._cluster.producer() as producer:
+                total = len(self._source)
+                hold_at = int(total * HOLD_AT)
+                for first, end in ((0, hold_at), (hold_at, total)):
+                    began = time.monotonic()
+                    sent = [
+                        (rows, producer.send_frame(flights.TOPIC, rows))
+                        for rows in (
+                            self._source.iloc[at : min(at + CHUNK_ROWS, end)] for at in range(first, end, CHUNK_ROWS)
+                        )
+                    ]
+                    for rows, delivery in sent:
+                        self._acknowledged(len(rows), delivery.result().offsets)
+                    self._outcome.publish_seconds += time.monotonic() - began
+                    self._killed.wait()
+        except BaseException as error:  # noqa: BLE001 - handed to the thread that waits for it
+            self._failure = error
+
+    def _acknowledged(self, rows: int, offsets: Any) -> None:
+        self._outcome.published += rows
+        self._picture.published = self._outcome.published
+        for partition, (first, end) in offsets.items():
+            known = self._outcome.offsets.get(partition, (first, end))
+            self._outcome.offsets[partition] = (min(known[0], first), max(known[1], end))
+
+    # Processing -----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _workers(self) -> Iterator[None]:
+        import ray
+
+        options = {"num_cpus": 0, "max_retries": 0}
+        tasks = [start_task(watch, self._cluster, number, options=options) for number in range(1, WORKERS + 1)]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                ray.cancel(task)
+            ray.wait(tasks, num_returns=len(tasks), timeout=10)
+
+    def _wait_for_members(self, reports: Any) -> None:
+        self._picture.doing = "two Ray tasks join the group"
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while True:
+            self._take(reports)
+            members = self._cluster.describe_group(GROUP).member_list if self._picture.workers else []
+            if len(self._picture.workers) == WORKERS and sum(len(m.partitions) for m in members) == PARTITIONS:
+                return
+            if time.monotonic() > deadline:
+                raise RequestTimeout(f"the group's {WORKERS} workers did not start within {START_TIMEOUT_S:.0f} s")
+
+    def _follow(self, reports: Any) -> None:
+        picture = self._picture
+        picture.doing = "flights are published and processed"
+        moved_at = lag_at = time.monotonic()
+        while picture.processed < picture.total:
+            before = picture.processed
+            self._take(reports)
+            now = time.monotonic()
+            if self._failure is not None:
+                raise self._failure
+            if not self._killed.is_set() and picture.processed >= picture.total * KILL_AT:
+                self._kill(picture.workers[1])
+            if now - lag_at > _LAG_EVERY_S:
+                picture.lag = {row.partition: row.lag or 0 for row in self._cluster.lag(GROUP)}
+                lag_at = now
+            if picture.processed > before:
+                moved_at = now
+            elif now - moved_at > STALL_TIMEOUT_S:
+                raise RequestTimeout(
+                    f"nothing was processed for {STALL_TIMEOUT_S:.0f} s, {picture.processed:,} records in"
+                )
+
+    def _kill(self, worker: Worker) -> None:
+        os.kill(worker.pid, signal.SIGKILL)
+        self._killed_at = time.monotonic()
+        self._orphaned = set(worker.partitions)
+        worker.killed = True
+        self._picture.doing = f"pid {worker.pid} was killed; the other takes over when its session has timed out"
+        self._killed.set()
+
+    def _take(self, reports: Any) -> None:
+        """Enters what the workers have reported since the last call."""
+        batch = reports.poll(timeout=_POLL_S)
+        for record in batch or ():
+            self._enter(report_of(record))
+        self._changed(self._picture)
+
+    def _enter(self, report: dict[str, Any]) -> None:
+        workers = self._picture.workers
+        worker = workers.setdefault(report["worker"], Worker(report["pid"]))
+        if "partition" not in report:
+            return
+        partition, first, end = report["partition"], report["first"], report["end"]
+        self._ledger.add(partition, first, end)
+        worker.rows += end - first
+        if partition not in worker.partitions:
+            worker.partitions.append(partition)
+            if partition in self._orphaned and not worker.killed and self._outcome.takeover_seconds is None:
+                self._outcome.takeover_seconds = time.monotonic() - self._killed_at
+                self._picture.doing = "the other took over"
+        self._picture.processed = self._ledger.distinct
+        self._picture.repeated = self._ledger.repeated
+
+
+def _schema(frame: pd.DataFrame) -> Any:
+    import pyarrow as pa
+
+    return pa.Schema.from_pandas(frame, preserve_index=False)
