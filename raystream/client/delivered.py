@@ -94,15 +94,15 @@ class Batch:
         chosen = self._deserializers if deserialize else (None, None)
         return runs(self._pieces, self._shape, self.partition, *chosen)
 
-    def since(self, offset: int) -> Batch:
-        """The part of this batch from `offset` on."""
+    def between(self, offset: int, end: int | None = None) -> Batch:
+        """The part of this batch from `offset` on, up to below `end`."""
         kept = []
         for piece in self._pieces:
-            if piece.next_offset <= offset:
-                continue
             skip = max(offset - piece.base_offset, 0)
-            kept.append(Piece(piece.base_offset + skip, piece.rows.slice(skip), piece.header) if skip else piece)
-        return self._with(kept, self.offsets.stop)
+            rows = piece.rows.slice(skip, None if end is None else max(end - piece.base_offset - skip, 0))
+            if rows.num_rows:
+                kept.append(Piece(piece.base_offset + skip, rows, piece.header))
+        return self._with(kept, self.offsets.stop if end is None else end)
 
     def _with(self, pieces: Sequence[Piece], next_offset: int) -> Batch:
         make = partial(Batch, self._shape, self.partition, pieces, self._schema)

@@ -1,0 +1,207 @@
+"""The loop that fetches one assigned partition ahead of its user, and what it does when the log has moved on.
+
+Guarantees: batches reach the buffer in offset order, without gaps other than those of the log; errors that may pass
+are retried for as long as the partition is assigned; an offset that is gone is reset as `start` says, with a warning.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import pyarrow as pa
+
+from raystream import messages as m
+from raystream.client.assigned import Assigned, Buffer
+from raystream.client.fetched import Fetched, SpanGone, SpanUnreadable, batches_from, pieces
+from raystream.client.routing import MAX_BACKOFF_MS, Leader, Routing
+from raystream.config import ConsumerConfig
+from raystream.errors import CorruptBatch, OffsetOutOfRange, RaystreamError
+from raystream.schema import RAW_SCHEMA
+from raystream.types import TopicPartition
+
+log = logging.getLogger("raystream")
+
+MIN_FETCH_BYTES: Final = 64 * 1024
+MAX_VANISHED_SPANS: Final = 3
+IDLE_PAUSE_MS: Final = 20.0
+COMPLAIN_AFTER_MS: Final = 10_000.0
+
+ResetOffset = Callable[[TopicPartition, int], Awaitable[int]]
+
+
+class Fetcher:
+    """Fetches the partitions of one consumer. Lives on the loop; knows the buffer, not the user's object."""
+
+    def __init__(self, routing: Routing, config: ConsumerConfig, buffer: Buffer, reset: ResetOffset) -> None:
+        self._routing = routing
+        self._config = config
+        self._buffer = buffer
+        self._reset = reset
+        self._tasks: dict[Assigned, asyncio.Task[None]] = {}
+        self._vanished: dict[Assigned, int] = {}
+        self._copied: set[Assigned] = set()
+
+    def start(self, slot: Assigned) -> None:
+        self._tasks[slot] = asyncio.ensure_future(self._run(slot))
+
+    def stop(self, slot: Assigned) -> None:
+        task = self._tasks.pop(slot, None)
+        if task is not None:
+            task.cancel()
+        self._copied.discard(slot)
+        self._vanished.pop(slot, None)
+
+    def restart(self, slot: Assigned) -> None:
+        """After a seek: a long poll for the old place is not waited out."""
+        if slot in self._tasks:
+            self.stop(slot)
+            self.start(slot)
+
+    async def stop_all(self) -> None:
+        tasks = list(self._tasks.values())
+        for slot in list(self._tasks):
+            self.stop(slot)
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _share_bytes(self) -> int:
+        """What one partition may have buffered, so that all together stay within max_buffered_bytes."""
+        return max(self._config.max_buffered_bytes // max(len(self._tasks), 1), 2 * MIN_FETCH_BYTES)
+
+    async def _run(self, slot: Assigned) -> None:
+        trouble_since: float | None = None
+        complained = False
+        clock = self._routing.clock
+        while True:
+            await self._room(slot)
+            try:
+                await self._fetch_once(slot)
+            except RaystreamError as error:
+                if isinstance(error, OffsetOutOfRange):
+                    await self._on_out_of_range(slot)
+                elif error.retriable:
+                    now = clock.monotonic_ms()
+                    trouble_since = now if trouble_since is None else trouble_since
+                    if now - trouble_since > COMPLAIN_AFTER_MS and not complained:
+                        log.warning("fetching %s fails and is tried again: %s", slot.partition, error)
+                        complained = True
+                    await asyncio.sleep(MAX_BACKOFF_MS / 1000)
+                else:
+                    await self._park(slot, error)
+                continue
+            trouble_since, complained = None, False
+
+    async def _park(self, slot: Assigned, error: RaystreamError) -> None:
+        """The user sees the error; `restart` after a seek ends this."""
+        self._buffer.fail(error, slot)
+        await asyncio.Event().wait()
+
+    async def _room(self, slot: Assigned) -> None:
+        while slot.buffered_bytes and slot.buffered_bytes + self._fetch_bytes() > self._share_bytes():
+            slot.wanted.clear()
+            if slot.buffered_bytes + self._fetch_bytes() > self._share_bytes():
+                await slot.wanted.wait()
+
+    def _fetch_bytes(self) -> int:
+        return max(min(self._config.max_fetch_bytes, self._share_bytes() // 2), MIN_FETCH_BYTES)
+
+    async def _fetch_once(self, slot: Assigned) -> None:
+        generation, offset = slot.generation, slot.fetch_offset
+        wait_ms = self._config.fetch_max_wait_ms
+        topic, partition = slot.partition
+        mapped = False
+
+        async def call(leader: Leader, left_ms: float) -> m.FetchReply:
+            nonlocal mapped
+            if leader.topic_id != slot.topic_id:
+                slot.topic_id = leader.topic_id
+                raise OffsetOutOfRange(f"topic {topic!r} was deleted and created again")
+            mapped = self._config.mmap and leader.node_id == self._routing.node_id and slot not in self._copied
+            request = m.FetchRequest(
+                topic_id=leader.topic_id,
+                partition=partition,
+                offset=offset,
+                leader_epoch=leader.epoch,
+                max_bytes=self._fetch_bytes(),
+                max_wait_ms=wait_ms,
+                mapped=mapped,
+            )
+            return await leader.port.fetch(request, timeout_ms=min(left_ms, wait_ms + self._config.request_timeout_ms))
+
+        started = self._routing.clock.monotonic_ms()
+        timeout_ms = wait_ms + self._config.request_timeout_ms
+        reply = await self._routing.call_partition(topic, partition, call, timeout_ms=timeout_ms)
+        if slot.generation != generation:
+            return
+        slot.high_watermark = reply.high_watermark
+        got = await self._take_in(slot, generation, reply, mapped)
+        if not got and self._routing.clock.monotonic_ms() - started < IDLE_PAUSE_MS:
+            await asyncio.sleep(IDLE_PAUSE_MS / 1000)  # the leader holds no more parked fetches: do not spin
+
+    async def _take_in(self, slot: Assigned, generation: int, reply: m.FetchReply, mapped: bool) -> bool:
+        try:
+            runs = await self._batches(slot, reply)
+        except SpanGone as error:
+            self._vanished[slot] = self._vanished.get(slot, 0) + 1
+            if self._vanished[slot] >= MAX_VANISHED_SPANS:
+                self._copied.add(slot)
+            log.debug("%s: %s", slot.partition, error)
+            return False
+        except SpanUnreadable as error:
+            log.debug("%s is read as bytes from now on: %s", slot.partition, error)
+            self._copied.add(slot)
+            return True
+        except CorruptBatch as error:
+            if mapped:  # the file may have been replaced under the span: the leader's own bytes decide
+                self._copied.add(slot)
+                return True
+            topic, partition = slot.partition
+            offset = slot.fetch_offset
+            message = f"{slot.partition} from offset {offset} on: {error}"
+            raise CorruptBatch(message, topic=topic, partition=partition, offset=offset) from None
+        self._vanished.pop(slot, None)
+        for run in runs:
+            if not self._buffer.put(slot, generation, run):
+                break
+        return bool(runs)
+
+    async def _batches(self, slot: Assigned, reply: m.FetchReply) -> list[Fetched]:
+        runs = []
+        offset = slot.fetch_offset
+        for schema_id, data in pieces(reply):
+            schema = await self._schema(slot, schema_id)
+            run = batches_from(data, schema, offset, high_watermark=reply.high_watermark)
+            if run is not None:
+                offset = run.next_offset
+                runs.append(run)
+        return runs
+
+    async def _schema(self, slot: Assigned, schema_id: int) -> pa.Schema:
+        return await schema_of(self._routing, slot.partition.topic, schema_id)
+
+    async def _on_out_of_range(self, slot: Assigned) -> None:
+        generation, was = slot.generation, slot.fetch_offset
+        try:
+            offset = await self._reset(slot.partition, was)
+        except RaystreamError as error:
+            if not error.retriable:
+                await self._park(slot, error)
+            return
+        if slot.generation != generation:
+            return
+        lost = f"{offset - was:,} records were lost" if offset > was else "the log ends before it"
+        log.warning("%s: offset %d is no longer there: %s; going on at %d", slot.partition, was, lost, offset)
+        self._buffer.move(slot, offset)
+
+
+async def schema_of(routing: Routing, topic: str, schema_id: int) -> pa.Schema:
+    """The stored schema of a topic's batches with that id; asks the controller where it is newer than what is known."""
+    metadata = await routing.topic(topic)
+    if not metadata.typed:
+        return RAW_SCHEMA
+    if schema_id > len(metadata.schemas):
+        routing.forget(topic)
+        metadata = await routing.topic(topic)
+    return routing.schema(metadata, schema_id)

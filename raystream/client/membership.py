@@ -1,0 +1,289 @@
+"""A consumer's life in its group: heartbeats, what it is assigned, what it gives back (KIP-848).
+
+Guarantees: heartbeats run on the loop, so a slow handler does not evict. A partition that is taken away leaves `owned`
+only when none of its records is in the user's hands and its processed position is committed. Partitions that stay keep
+flowing. A member that is fenced joins again; where nobody else has moved the group's position meanwhile, it goes on
+where its user was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from raystream import messages as m
+from raystream.client.assigned import Assigned, Buffer
+from raystream.client.routing import MAX_BACKOFF_MS, Routing
+from raystream.config import ConsumerConfig
+from raystream.errors import FencedMember, RaystreamError, UnknownMember
+from raystream.types import TopicPartition
+
+log = logging.getLogger("raystream")
+
+JOIN_EPOCH: Final = 0
+LEAVE_EPOCH: Final = -1
+NOTICE_AFTER_MS: Final = 3_000.0
+COMMIT_AGAIN_MS: Final = 50.0
+LAST_COMMITS_S: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """The topics by name, or the pattern their names match."""
+
+    topics: tuple[str, ...] = ()
+    pattern: str | None = None
+
+    def __str__(self) -> str:
+        return f"topics matching {self.pattern!r}" if self.pattern is not None else ", ".join(self.topics)
+
+
+class Holder(Protocol):
+    """Who opens and closes partitions on behalf of the membership."""
+
+    async def open(
+        self, partitions: list[TopicPartition], committed: Mapping[TopicPartition, int]
+    ) -> list[Assigned]: ...
+
+    def admit(self, slot: Assigned) -> None: ...
+
+    def drop(self, slot: Assigned) -> None: ...
+
+
+class Membership:
+    """One member of one group. Lives on the loop."""
+
+    def __init__(
+        self,
+        routing: Routing,
+        config: ConsumerConfig,
+        buffer: Buffer,
+        holder: Holder,
+        *,
+        group: str,
+        subscription: Subscription,
+        client: str,
+    ) -> None:
+        self._routing = routing
+        self._config = config
+        self._buffer = buffer
+        self._holder = holder
+        self.group = group
+        self._subscription = subscription
+        self._client = client
+        self.member_id = uuid.uuid4().hex
+        self.epoch = JOIN_EPOCH
+        self._owned: dict[TopicPartition, Assigned] = {}
+        self._opening: dict[TopicPartition, asyncio.Task[None]] = {}
+        self._closing: dict[TopicPartition, asyncio.Task[None]] = {}
+        self._retained: dict[TopicPartition, Assigned] = {}
+        self._kick = asyncio.Event()
+        self._idle_since: float | None = None
+        self._noticed = False
+
+    # Heartbeats -----------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Beats until it is cancelled. An error that will not pass is the user's to see."""
+        while True:
+            try:
+                reply = await self._beat(self.epoch)
+            except (FencedMember, UnknownMember) as error:
+                log.info("joining group %r again: %s", self.group, error)
+                self._fenced()
+                await asyncio.sleep(self._pause_s() / 10)
+                continue
+            except RaystreamError as error:
+                if not error.retriable:
+                    self._buffer.fail(error)
+                    return
+                log.warning("group %r: no heartbeat got through: %s; trying again", self.group, error)
+                await asyncio.sleep(MAX_BACKOFF_MS / 1000)
+                continue
+            self._apply(reply)
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._kick.wait(), self._pause_s())
+            self._kick.clear()
+
+    def _pause_s(self) -> float:
+        return self._config.heartbeat_interval_ms / 1000
+
+    async def _beat(self, epoch: int) -> m.HeartbeatReply:
+        owned = () if epoch in (JOIN_EPOCH, LEAVE_EPOCH) else (*self._owned, *self._opening)
+        request = m.HeartbeatRequest(
+            group=self.group,
+            member_id=self.member_id,
+            member_epoch=epoch,
+            topics=self._subscription.topics,
+            pattern=self._subscription.pattern,
+            owned=tuple((p.topic, p.partition) for p in owned),
+            client=self._client,
+            session_timeout_ms=self._config.session_timeout_ms,
+            rebalance_timeout_ms=self._config.rebalance_timeout_ms,
+        )
+        return await self._routing.call_coordinator(
+            lambda port, left_ms: port.heartbeat(request, timeout_ms=left_ms),
+            timeout_ms=self._config.request_timeout_ms,
+        )
+
+    def _apply(self, reply: m.HeartbeatReply) -> None:
+        self.epoch = reply.member_epoch
+        wanted = {TopicPartition(topic, partition) for topic, partition, _ in reply.assigned}
+        for partition in [p for p in self._opening if p not in wanted]:
+            self._opening.pop(partition).cancel()
+            self._kick.set()
+        for partition, slot in self._owned.items():
+            if partition not in wanted and partition not in self._closing:
+                self._revoke(slot)
+        fresh = sorted(p for p in wanted if p not in self._owned and p not in self._opening)
+        if fresh:
+            task = asyncio.ensure_future(self._open(fresh))
+            self._opening.update(dict.fromkeys(fresh, task))
+        self._notice(reply)
+
+    def _notice(self, reply: m.HeartbeatReply) -> None:
+        """Says once who has the partitions, where this member has had none for a while."""
+        if reply.assigned:
+            self._idle_since = None
+            return
+        now = self._routing.clock.monotonic_ms()
+        self._idle_since = now if self._idle_since is None else self._idle_since
+        if self._noticed or now - self._idle_since < NOTICE_AFTER_MS:
+            return
+        self._noticed = True
+        held: dict[str, list[str]] = {}
+        for client, topic, partition in reply.owners:
+            held.setdefault(client, []).append(f"{topic}-{partition}")
+        who = "; ".join(f"{client} has {', '.join(sorted(parts))}" for client, parts in sorted(held.items()))
+        log.warning(
+            "this consumer gets no partition of %s: in group %r %s. A partition goes to one member at a time",
+            self._subscription,
+            self.group,
+            who or "nobody has any, so there is none to give",
+        )
+
+    # Partitions come and go -----------------------------------------------------------------------------------------
+
+    async def _open(self, partitions: list[TopicPartition]) -> None:
+        while True:
+            try:
+                committed = await self.committed()
+                slots = await self._holder.open(partitions, committed)
+                break
+            except RaystreamError as error:
+                if not error.retriable:
+                    self._buffer.fail(error)
+                    return
+                log.warning("group %r: cannot open %s yet: %s", self.group, partitions[0], error)
+                await asyncio.sleep(MAX_BACKOFF_MS / 1000)
+        for slot in slots:
+            if self._opening.pop(slot.partition, None) is None:
+                continue  # taken away again meanwhile
+            slot.committed = committed.get(slot.partition)
+            self._resume_where_the_user_was(slot)
+            self._owned[slot.partition] = slot
+            self._holder.admit(slot)
+
+    def _resume_where_the_user_was(self, slot: Assigned) -> None:
+        before = self._retained.pop(slot.partition, None)
+        if before is not None and before.committed == slot.committed and before.topic_id == slot.topic_id:
+            slot.fetch_offset = slot.position = self._buffer.position(before)
+            slot.processed = self._buffer.processed(before)
+
+    def _revoke(self, slot: Assigned) -> None:
+        self._buffer.revoke(slot)
+        self._holder.drop(slot)
+        self._closing[slot.partition] = asyncio.ensure_future(self._give_back(slot))
+
+    async def _give_back(self, slot: Assigned) -> None:
+        await slot.let_go.wait()
+        if self._config.auto_commit:
+            with contextlib.suppress(RaystreamError):  # fenced or out of time: the next owner reads them again
+                processed = self._buffer.processed(slot)
+                await self.commit({slot.partition: processed}, timeout_ms=self._config.request_timeout_ms)
+        self._forget(slot)
+        self._kick.set()
+
+    def _forget(self, slot: Assigned) -> None:
+        self._buffer.remove(slot)
+        self._owned.pop(slot.partition, None)
+        self._closing.pop(slot.partition, None)
+
+    def _fenced(self) -> None:
+        """Others may have the partitions by now: nothing more of them is handed out, and this member starts over."""
+        self.epoch = JOIN_EPOCH
+        for task in {*self._opening.values(), *self._closing.values()}:
+            task.cancel()
+        self._opening.clear()
+        for slot in list(self._owned.values()):
+            self._buffer.revoke(slot)
+            self._holder.drop(slot)
+            self._forget(slot)
+            self._retained[slot.partition] = slot
+
+    @property
+    def owned(self) -> dict[TopicPartition, Assigned]:
+        return dict(self._owned)
+
+    # Offsets --------------------------------------------------------------------------------------------------------
+
+    async def committed(self) -> dict[TopicPartition, int]:
+        """The group's committed offsets."""
+        request = m.GroupRequest(group=self.group)
+        found = await self._routing.call_coordinator(
+            lambda port, left_ms: port.fetch_offsets(request, timeout_ms=left_ms),
+            timeout_ms=self._config.request_timeout_ms,
+        )
+        return {TopicPartition(c.topic, c.partition): c.offset for c in found}
+
+    async def commit(self, offsets: Mapping[TopicPartition, int], *, timeout_ms: float) -> None:
+        """Commits positions. Where the member was fenced, waits until it has joined again and commits what it holds
+        then; raises FencedMember where nothing of it is left, RequestTimeout when time runs out."""
+        clock = self._routing.clock
+        deadline = clock.monotonic_ms() + timeout_ms
+        while True:
+            held = {partition: offset for partition, offset in offsets.items() if partition in self._owned}
+            joining = self.epoch == JOIN_EPOCH or any(partition in self._opening for partition in offsets)
+            left_ms = deadline - clock.monotonic_ms()
+            if not held and (left_ms <= 0 or not joining):
+                raise FencedMember(
+                    f"group {self.group!r} has given these partitions to another member: their records are read again"
+                )
+            if held:
+                try:
+                    await self._commit_once(held, left_ms)
+                    return
+                except (FencedMember, UnknownMember):
+                    if left_ms <= 0:
+                        raise
+                    self._kick.set()
+            await asyncio.sleep(COMMIT_AGAIN_MS / 1000)
+
+    async def _commit_once(self, held: Mapping[TopicPartition, int], timeout_ms: float) -> None:
+        request = m.CommitRequest(
+            group=self.group,
+            member_id=self.member_id,
+            member_epoch=self.epoch,
+            offsets=tuple(m.CommittedOffset(p.topic, p.partition, offset) for p, offset in held.items()),
+        )
+        await self._routing.call_coordinator(
+            lambda port, left_ms: port.commit(request, timeout_ms=left_ms), timeout_ms=max(timeout_ms, 1)
+        )
+        for partition, offset in held.items():
+            if partition in self._owned:
+                self._owned[partition].committed = offset
+
+    async def leave(self) -> None:
+        """Tells the coordinator at once, so that the others need not wait for the session to run out."""
+        for task in self._opening.values():
+            task.cancel()
+        if self._closing:  # the user holds nothing any more, so these are about to commit
+            await asyncio.wait(set(self._closing.values()), timeout=LAST_COMMITS_S)
+        if self.epoch != JOIN_EPOCH:
+            with contextlib.suppress(RaystreamError):
+                await self._beat(LEAVE_EPOCH)

@@ -1,0 +1,246 @@
+"""The part of a consumer that lives on the event loop: assignment, fetching, committing. The user's object holds it.
+
+It holds no reference to the user's object, so that a consumer nobody holds can be collected and leave its group.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+from collections.abc import Coroutine, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from raystream.client.assigned import Assigned, Buffer
+from raystream.client.columns import Shape
+from raystream.client.fetcher import Fetcher
+from raystream.client.membership import Membership, Subscription
+from raystream.client.positions import Offsets, Place, parse, partitions_of, resolve
+from raystream.client.routing import Routing
+from raystream.config import ConsumerConfig
+from raystream.errors import InvalidArgument, RaystreamError, TopicNotFound
+from raystream.types import EARLIEST, LATEST, PartitionLag, Position, Rows, TopicPartition
+
+log = logging.getLogger("raystream")
+
+TOPICS_AGAIN_MS: Final = 5_000.0
+CLOSE_TIMEOUT_MS: Final = 5_000.0
+
+
+@dataclass
+class Start:
+    """Where to begin without a committed position. "latest" was looked up at the call that said so."""
+
+    place: Place
+    ends: Offsets
+
+    async def offsets(self, routing: Routing, partitions: Iterable[TopicPartition]) -> Offsets:
+        """The first offsets to read. A partition that is younger than the call is read from its beginning."""
+        wanted = list(partitions)
+        if self.place.word != LATEST:
+            return await resolve(routing, self.place, wanted)
+        younger = [p for p in wanted if p not in self.ends]
+        return {p: self.ends[p] for p in wanted if p in self.ends} | await resolve(
+            routing, Place(word=EARLIEST), younger
+        )
+
+
+class Session:
+    """One consumer's work on the loop. Every method is called there."""
+
+    def __init__(
+        self,
+        routing: Routing,
+        config: ConsumerConfig,
+        buffer: Buffer,
+        subscription: Subscription,
+        *,
+        group: str | None,
+        start: Position,
+        client: str,
+    ) -> None:
+        self._routing = routing
+        self._config = config
+        self._buffer = buffer
+        self._subscription = subscription
+        place = parse(start, subscription.topics, now_ms=routing.clock.now_ms())
+        self._start = Start(place, {})
+        self._fetcher = Fetcher(routing, config, buffer, self._reset)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._closing: asyncio.Task[None] | None = None
+        self._alone: dict[TopicPartition, Assigned] = {}
+        self.membership: Membership | None = None
+        if group is not None:
+            self.membership = Membership(
+                routing, config, buffer, self, group=group, subscription=subscription, client=client
+            )
+
+    async def begin(self) -> None:
+        """Fixes where to start, and starts. Raises TopicNotFound, PartitionNotFound, RequestTimeout."""
+        known = await self._partitions(strict=True)
+        if self._start.place.word == LATEST:
+            self._start.ends = await resolve(self._routing, self._start.place, known)
+        elif self._start.place.offsets is not None:
+            await resolve(self._routing, self._start.place, ())
+        if self.membership is not None:
+            self._spawn(self.membership.run())
+            if self._config.auto_commit:
+                self._spawn(self._commit_regularly())
+            return
+        await self._take_alone(known)
+        self._spawn(self._watch_topics())
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        self._tasks.append(asyncio.ensure_future(work))
+
+    async def _partitions(self, *, strict: bool) -> list[TopicPartition]:
+        found: list[TopicPartition] = []
+        for topic in await self._topic_names():
+            try:
+                found.extend(await partitions_of(self._routing, topic))
+            except TopicNotFound:
+                if strict:
+                    raise
+        return found
+
+    async def _topic_names(self) -> list[str]:
+        if self._subscription.pattern is None:
+            return list(self._subscription.topics)
+        matches = re.compile(self._subscription.pattern).fullmatch
+        reply = await self._routing.metadata()
+        return [topic.name for topic in reply.topics or () if matches(topic.name)]
+
+    # Without a group ------------------------------------------------------------------------------------------------
+
+    async def _watch_topics(self) -> None:
+        """Takes in partitions and topics that come up later."""
+        while True:
+            await asyncio.sleep(TOPICS_AGAIN_MS / 1000)
+            try:
+                if self._subscription.topics:
+                    await self._routing.metadata(self._subscription.topics)
+                fresh = [p for p in await self._partitions(strict=False) if p not in self._alone]
+                await self._take_alone(fresh)
+            except RaystreamError as error:
+                log.debug("looking for new partitions: %s", error)
+
+    async def _take_alone(self, partitions: list[TopicPartition]) -> None:
+        for slot in await self.open(partitions, {}):
+            self._alone[slot.partition] = slot
+            self.admit(slot)
+
+    # Partitions (the membership calls these too) --------------------------------------------------------------------
+
+    async def open(self, partitions: list[TopicPartition], committed: Mapping[TopicPartition, int]) -> list[Assigned]:
+        """Partitions ready to be fetched, each at its committed offset or where `start` says."""
+        unknown = [p for p in partitions if p not in committed]
+        begins = await self._start.offsets(self._routing, unknown)
+        slots = []
+        for partition in partitions:
+            metadata = await self._routing.topic(partition.topic)
+            offset = committed.get(partition, begins.get(partition, 0))
+            slots.append(Assigned(partition, Shape.of(metadata), metadata.topic_id, offset))
+        return slots
+
+    def admit(self, slot: Assigned) -> None:
+        self._buffer.add(slot)
+        self._fetcher.start(slot)
+
+    def drop(self, slot: Assigned) -> None:
+        self._fetcher.stop(slot)
+
+    async def _reset(self, partition: TopicPartition, gone: int) -> int:
+        """Where to go on when offset `gone` is out of range: as `start` says, within what the log still holds."""
+        place = self._start.place
+        if place.offsets is None:
+            return (await resolve(self._routing, place, [partition]))[partition]
+        earliest = (await resolve(self._routing, Place(word=EARLIEST), [partition]))[partition]
+        latest = (await resolve(self._routing, Place(word=LATEST), [partition]))[partition]
+        return min(max(gone, earliest), latest)
+
+    def assigned(self) -> dict[TopicPartition, Assigned]:
+        return self._buffer.slots()
+
+    async def seek(self, topic: str, partition: int, position: int | Position) -> None:
+        wanted = TopicPartition(topic, partition)
+        slot = self.slot(wanted)
+        if isinstance(position, int) and not isinstance(position, bool):
+            if position < 0:
+                raise InvalidArgument(f"offset {position} is below 0: 'latest' is the end")
+            offset = position
+        else:
+            place = parse(position, (topic,), now_ms=self._routing.clock.now_ms(), what="position")
+            offset = (await resolve(self._routing, place, [wanted]))[wanted]
+        self._buffer.move(slot, offset)
+        self._fetcher.restart(slot)
+
+    def slot(self, partition: TopicPartition) -> Assigned:
+        """The assigned partition. Raises InvalidArgument where this consumer does not hold it."""
+        slots = self.assigned()
+        if partition not in slots:
+            held = ", ".join(map(str, sorted(slots))) or "none at the moment"
+            raise InvalidArgument(f"{partition} is not assigned to this consumer; it has {held}")
+        return slots[partition]
+
+    # Commits --------------------------------------------------------------------------------------------------------
+
+    async def _commit_regularly(self) -> None:
+        while True:
+            await asyncio.sleep(self._config.auto_commit_interval_ms / 1000)
+            try:
+                await self.commit_processed(self._config.request_timeout_ms)
+            except RaystreamError as error:
+                log.debug("automatic commit: %s; trying again", error)
+
+    async def commit_processed(self, timeout_ms: float) -> None:
+        """Commits what counts as processed and is not committed yet."""
+        assert self.membership is not None
+        positions = {p: (s, self._buffer.processed(s)) for p, s in self.membership.owned.items() if not s.revoking}
+        moved = {p: offset for p, (slot, offset) in positions.items() if offset != slot.committed}
+        if moved:
+            await self.membership.commit(moved, timeout_ms=timeout_ms)
+
+    async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
+        if self.membership is None:
+            raise InvalidArgument("a consumer without a group commits nothing: give it group='…'")
+        if offsets:
+            await self.membership.commit(offsets, timeout_ms=self._config.request_timeout_ms)
+
+    async def committed(self) -> Offsets:
+        """The group's committed offsets in the partitions that are assigned here."""
+        if self.membership is None:
+            raise InvalidArgument("a consumer without a group commits nothing: give it group='…'")
+        slots = self.assigned()
+        return {p: offset for p, offset in (await self.membership.committed()).items() if p in slots}
+
+    async def lag(self) -> Rows[PartitionLag]:
+        """How far each assigned partition's position is from its end now."""
+        slots = self.assigned()
+        ends = await resolve(self._routing, Place(word=LATEST), slots)
+        me = self.membership.member_id if self.membership is not None else None
+        rows: Rows[PartitionLag] = Rows()
+        for p, slot in sorted(slots.items()):
+            behind = max(ends[p] - self._buffer.position(slot), 0)
+            rows.append(PartitionLag(p.topic, p.partition, slot.committed, ends[p], behind, me))
+        return rows
+
+    # The end --------------------------------------------------------------------------------------------------------
+
+    async def close(self) -> None:
+        """Commits what is processed, leaves the group, stops. The second call waits for the first."""
+        if self._closing is None:
+            self._closing = asyncio.ensure_future(self._close())
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await self._fetcher.stop_all()
+        if self.membership is None:
+            return
+        if self._config.auto_commit:
+            with contextlib.suppress(RaystreamError):
+                await self.commit_processed(CLOSE_TIMEOUT_MS)
+        await self.membership.leave()
