@@ -99,6 +99,13 @@ def read_schema(shape: Shape, schema: pa.Schema, *, metadata: bool = False) -> p
 
 
 def table(
+    pieces: Sequence[Piece], shape: Shape, schema: pa.Schema, partition: int, *, metadata: bool = False
+) -> pa.Table:
+    """One table of the pieces of one partition, in order, as a reader of the topic sees them."""
+    return restore(stored_table(pieces, shape, schema, partition, metadata=metadata))
+
+
+def stored_table(
     pieces: Sequence[Piece],
     shape: Shape,
     schema: pa.Schema,
@@ -107,22 +114,17 @@ def table(
     metadata: bool = False,
     columns: Sequence[str] | None = None,
 ) -> pa.Table:
-    """One table of the pieces of one partition, in order. `columns` keeps those named, in that order."""
+    """As `table`, with dictionary columns still as plain values. `columns` keeps those named, in that order, beside
+    the metadata."""
     stored = pa.Table.from_batches([piece.rows for piece in pieces], schema=schema)
     if not shape.typed:
         return _raw_table(stored, pieces, shape, partition, columns)
-    if columns is not None:
-        stored = stored.select([name for name in columns if name not in RESERVED_COLUMNS])
-    seen = restore(stored)
-    wanted = set(columns or ()) | (set(RESERVED_COLUMNS) if metadata else set())
-    rows = stored.num_rows
-    if "_partition" in wanted:
-        seen = seen.append_column(METADATA_FIELDS[0], _constant(partition, pa.int32(), rows))
-    if "_offset" in wanted:
+    seen = stored if columns is None else stored.select([name for name in columns if name not in RESERVED_COLUMNS])
+    if metadata:
+        seen = seen.append_column(METADATA_FIELDS[0], _constant(partition, pa.int32(), stored.num_rows))
         seen = seen.append_column(METADATA_FIELDS[1], pa.array(_offsets(pieces)))
-    if "_timestamp" in wanted:
         seen = seen.append_column(METADATA_FIELDS[2], timestamps(pieces, shape, schema))
-    return seen if columns is None else seen.select([*columns, *(n for n in seen.column_names if n not in columns)])
+    return seen
 
 
 def _raw_table(

@@ -1,0 +1,131 @@
+"""Fetches a bounded range of one partition: all of it in one answer where it can be mapped, else part after part."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import chain
+from typing import Final
+
+from raystream import messages as m
+from raystream.client.columns import Piece, decode_all
+from raystream.client.fetched import Fetched, SpanGone, SpanUnreadable, batches_from, pieces
+from raystream.client.fetcher import schema_of
+from raystream.client.routing import CALL_TIMEOUT_MS, Leader, Routing
+from raystream.errors import CorruptBatch, RequestTimeout
+from raystream.types import TopicPartition
+
+EVERYTHING_BYTES: Final = 1 << 50
+PART_BYTES: Final = 32 << 20
+BEHIND_WAIT_MS: Final = 500
+BEHIND_TIMEOUT_MS: Final = 30_000.0
+CHECK_THREADS: Final = 2
+CHECK_BYTES: Final = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Offsets `start` to below `end` of one partition."""
+
+    partition: TopicPartition
+    start: int
+    end: int
+
+    def __len__(self) -> int:
+        return max(self.end - self.start, 0)
+
+
+async def fetch_range(routing: Routing, wanted: Range, *, mmap: bool, whole: bool) -> AsyncIterator[list[Fetched]]:
+    """The range's batches, undecoded, in order. `whole`: at once if they can be mapped.
+
+    Raises OffsetOutOfRange where the records were deleted meanwhile, CorruptBatch, RequestTimeout.
+    """
+    clock = routing.clock
+    offset = wanted.start
+    mapped = mmap
+    deadline = clock.monotonic_ms() + BEHIND_TIMEOUT_MS
+    while offset < wanted.end:
+        reply, was_mapped = await _ask(routing, wanted, offset, mapped=mapped, whole=whole)
+        try:
+            runs = await _runs(routing, wanted, offset, reply)
+        except (SpanGone, SpanUnreadable):
+            mapped = mapped and clock.monotonic_ms() < deadline and not was_mapped
+            continue
+        except CorruptBatch as error:
+            if was_mapped:  # the file may have been replaced under the span: the leader's own bytes decide
+                mapped = False
+                continue
+            topic, partition = wanted.partition
+            message = f"{wanted.partition} from offset {offset} on: {error}"
+            raise CorruptBatch(message, topic=topic, partition=partition, offset=offset) from None
+        if runs:
+            offset = runs[-1].next_offset
+            yield runs
+        elif reply.high_watermark >= wanted.end:
+            return  # nothing is left up to the end: compaction took it
+        elif clock.monotonic_ms() > deadline:
+            raise RequestTimeout(
+                f"{wanted.partition} has nothing at offset {offset}, before the read's end {wanted.end}"
+            )
+
+
+async def _ask(routing: Routing, wanted: Range, offset: int, *, mapped: bool, whole: bool) -> tuple[m.FetchReply, bool]:
+    topic, partition = wanted.partition
+    maps = False
+
+    async def call(leader: Leader, left_ms: float) -> m.FetchReply:
+        nonlocal maps
+        maps = mapped and leader.node_id == routing.node_id
+        request = m.FetchRequest(
+            topic_id=leader.topic_id,
+            partition=partition,
+            offset=offset,
+            leader_epoch=leader.epoch,
+            max_bytes=EVERYTHING_BYTES if maps and whole else PART_BYTES,
+            max_wait_ms=BEHIND_WAIT_MS,
+            end_offset=wanted.end,
+            mapped=maps,
+        )
+        return await leader.port.fetch(request, timeout_ms=left_ms)
+
+    reply = await routing.call_partition(topic, partition, call, timeout_ms=3 * CALL_TIMEOUT_MS)
+    return reply, maps
+
+
+async def _runs(routing: Routing, wanted: Range, offset: int, reply: m.FetchReply) -> list[Fetched]:
+    runs = []
+    for schema_id, data in pieces(reply):
+        if offset >= wanted.end:
+            break
+        schema = await schema_of(routing, wanted.partition.topic, schema_id)
+        run = batches_from(data, schema, offset, end_offset=wanted.end, high_watermark=reply.high_watermark)
+        if run is not None:
+            offset = run.next_offset
+            runs.append(run)
+    return runs
+
+
+def decode_runs(runs: list[Fetched], check_crcs: bool) -> list[list[Piece]]:
+    """The pieces of each run. CRCs of large reads are checked by several threads (crc32c and Arrow leave the GIL)."""
+    if not check_crcs or sum(run.size_bytes for run in runs) < 2 * CHECK_BYTES:
+        return [decode_all(run, check_crcs) for run in runs]
+    parts = [list(_parts(run)) for run in runs]
+    with ThreadPoolExecutor(CHECK_THREADS, thread_name_prefix="raystream-read") as pool:
+        done = pool.map(lambda part: decode_all(part, True), chain.from_iterable(parts))
+        return [list(chain.from_iterable(next(done) for _ in group)) for group in parts]
+
+
+def _parts(run: Fetched) -> list[Fetched]:
+    parts: list[Fetched] = []
+    entries = []
+    size = 0
+    for header, message in run.entries:
+        entries.append((header, message))
+        size += header.message_bytes
+        if size >= CHECK_BYTES:
+            parts.append(run.with_entries(entries))
+            entries, size = [], 0
+    if entries:
+        parts.append(run.with_entries(entries))
+    return parts
