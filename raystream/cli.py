@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     from raystream.commands.shell import Shell
 
-    args = _parser().parse_args(argv)
+    args = build_parser().parse_args(argv)
     try:
         code: int = args.run(Shell(args))
         sys.stdout.flush()
@@ -48,16 +48,16 @@ def _fail(sentence: str, code: int) -> int:
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    from raystream import __version__
     from raystream.commands import bench, consume, demo, group, lifecycle, produce, topic
 
     parser = argparse.ArgumentParser(
         prog="raystream",
-        description="A Kafka-like distributed log native to Ray. Commands find the cluster as raystream.connect() does: "
-        "$RAY_ADDRESS, else the cluster that owns the data directory, else one of their own that ends with the command.",
+        description="A Kafka-like distributed log native to Ray. Commands find the cluster as raystream.connect() "
+        "does: $RAY_ADDRESS, else the cluster that owns the data directory, else one that ends with the command.",
     )
-    from raystream import __version__
-
     parser.add_argument("--version", action="version", version=f"raystream {__version__}")
     _add_options(parser, default=None, as_json=False)
     # The same options after the subcommand; absent, they leave what stood before it.

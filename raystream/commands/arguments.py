@@ -1,4 +1,4 @@
-"""The words of the command line that stand for values: positions, settings, schemas. Each raises what argparse shows."""
+"""Words of the command line that stand for values: positions, settings, schemas. Each raises what argparse shows."""
 
 from __future__ import annotations
 
@@ -70,6 +70,6 @@ def schema(text: str) -> Any:
             fields.append(pa.field(name, pa.type_for_alias(kind)))
         except ValueError:
             raise argparse.ArgumentTypeError(
-                f"{part.strip()!r} is no column: write NAME:TYPE, such as carrier:string, delay:float64, at:timestamp[ms]"
+                f"{part.strip()!r} is no column: write NAME:TYPE, such as carrier:string or at:timestamp[ms]"
             ) from None
     return pa.schema(fields)

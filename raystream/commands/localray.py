@@ -1,4 +1,4 @@
-"""The local Ray that `raystream start` leaves running, remembered in the data directory so that `stop` ends just that."""
+"""The local Ray that `raystream start` leaves running; the data directory remembers it, so `stop` ends just that."""
 
 from __future__ import annotations
 

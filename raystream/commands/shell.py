@@ -1,4 +1,4 @@
-"""What a command works with: the way to the cluster, and where its results go (tables for people, JSON for programs)."""
+"""What a command works with: the way to the cluster, and where its results go: tables for people, JSON for programs."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def format_for(shell: Shell) -> str:
 
 @contextmanager
 def opened(shell: Shell, kind: str, topic: str) -> Iterator[Sink]:
-    """The sink for `kind` on `--output` or stdout; what was written stands there when the block ends, however it ends."""
+    """The sink for `kind` on `--output` or stdout. What was written stands there however the block ends."""
     path = None if shell.args.output in (None, "-") else Path(shell.args.output)
     if kind == "parquet" and path is None and sys.stdout.isatty():
         raise InvalidArgument("Parquet is no text: give -o FILE")
@@ -199,7 +199,8 @@ class TableSink:
     def _columns_that_fit(self) -> list[str]:
         """As many columns as the terminal has room for; a long value alone takes no more than a third of it."""
         width = self._shell.out.width
-        room, shown = width, []
+        room = width
+        shown: list[str] = []
         for name in self._names:
             widest = max(len(name), *(len(_shown(row[name])) for row in self._rows))
             room -= min(widest, max(width // 3, 12)) + 2

@@ -86,8 +86,7 @@ def statistics(frame: pd.DataFrame, names: dict[str, str]) -> Table:
 def mean_delays(frame: pd.DataFrame) -> dict[str, float]:
     """Minutes of departure delay per flight that left, of the busiest carriers."""
     busiest = frame.head(BUSIEST)
-    means: dict[str, float] = (busiest["minutes"] / busiest["departed"]).to_dict()
-    return means
+    return {str(carrier): mean for carrier, mean in (busiest["minutes"] / busiest["departed"]).items()}
 
 
 def plot(frame: pd.DataFrame, path: Path, names: dict[str, str]) -> None:
