@@ -11,7 +11,7 @@ from typing import Final
 from raystream import messages as m
 from raystream.client.columns import Piece, decode_all
 from raystream.client.fetched import Fetched, SpanGone, SpanUnreadable, batches_from, pieces
-from raystream.client.fetcher import schema_of
+from raystream.client.fetcher import MAX_VANISHED_SPANS, schema_of
 from raystream.client.routing import CALL_TIMEOUT_MS, Leader, Routing
 from raystream.errors import CorruptBatch, RequestTimeout
 from raystream.types import TopicPartition
@@ -44,13 +44,18 @@ async def fetch_range(routing: Routing, wanted: Range, *, mmap: bool, whole: boo
     clock = routing.clock
     offset = wanted.start
     mapped = mmap
+    vanished = 0
     deadline = clock.monotonic_ms() + BEHIND_TIMEOUT_MS
     while offset < wanted.end:
         reply, was_mapped = await _ask(routing, wanted, offset, mapped=mapped, whole=whole)
         try:
             runs = await _runs(routing, wanted, offset, reply)
-        except (SpanGone, SpanUnreadable):
-            mapped = mapped and clock.monotonic_ms() < deadline and not was_mapped
+        except SpanGone:
+            vanished += 1
+            mapped = vanished < MAX_VANISHED_SPANS
+            continue
+        except SpanUnreadable:
+            mapped = False
             continue
         except CorruptBatch as error:
             if was_mapped:  # the file may have been replaced under the span: the leader's own bytes decide

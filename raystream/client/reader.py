@@ -52,7 +52,7 @@ class View:
         start: Position = EARLIEST,
         end: Position = LATEST,
         columns: Sequence[str] | None = None,
-        filter: Any = None,  # noqa: A002  the public name
+        filter: Any = None,
         order: Literal["partition", "time"] = "partition",
         check_crcs: bool = True,
         mmap: bool = True,
@@ -155,7 +155,7 @@ class View:
 
     def lazy(self) -> pl.LazyFrame:
         """A polars LazyFrame over the rows, which reads only when it is collected, and only the columns it needs."""
-        pl = polars()
+        library = polars()
 
         def source(
             with_columns: list[str] | None, predicate: Any, n_rows: int | None, batch_size: int | None
@@ -174,7 +174,7 @@ class View:
                 yield frame
 
         shown = to_polars(self.schema.empty_table()).schema
-        frame: pl.LazyFrame = pl.io.plugins.register_io_source(source, schema=shown)
+        frame: pl.LazyFrame = library.io.plugins.register_io_source(source, schema=shown)
         return frame
 
     def head(self, n: int = 10) -> pd.DataFrame:
@@ -302,8 +302,7 @@ class View:
 def _apply(condition: Any, rows: pa.Table) -> pa.Table:
     if isinstance(condition, pc.Expression):
         return rows.filter(condition)
-    pl = polars()
-    if isinstance(condition, pl.Expr):
+    if isinstance(condition, polars().Expr):
         mask = to_polars(rows).select(condition.alias("mask"))["mask"].to_arrow()
         return rows.filter(mask)
     raise InvalidArgument(f"filter={condition!r} is neither a pyarrow compute expression nor a polars expression")
