@@ -180,11 +180,14 @@ class Buffer:
         """The next batch, or None after `timeout_s` seconds or `stop`. What was in hand before is processed now."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
-            hand = self._next_hand(by_record=False)
-            if hand is not None:
-                return hand.batch
-            if not self._wait(deadline):
-                return None
+            batch = self.batch_at_hand()
+            if batch is not None or not self._wait(deadline):
+                return batch
+
+    def batch_at_hand(self) -> Batch | None:
+        """As `take`, without waiting."""
+        hand = self._next_hand(by_record=False)
+        return None if hand is None else hand.batch
 
     def next_run(self, timeout_s: float | None, *, deserialize: bool = True) -> Run | None:
         """Records to draw from: the rest of those in hand, else of the next batch; None as in `take`."""

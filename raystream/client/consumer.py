@@ -9,6 +9,7 @@ import os
 import re
 import socket
 import sys
+import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from types import TracebackType
@@ -129,8 +130,18 @@ class Consumer:
         skip = f"consumer.seek({partition.topic!r}, {partition.partition}, {offset + 1})" if partition else "seek"
         return InvalidRecord(f"{place}: the deserializer raised {error!r}; {skip} steps over the record", offset=offset)
 
-    async def _ready(self) -> bool:
-        """Waits for something to take; False after `stop`."""
+    async def poll_async(self, timeout: float | None = 1.0) -> Batch | None:
+        """As `poll`, without blocking the running event loop."""
+        self._check_open()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while (batch := self._buffer.batch_at_hand()) is None:
+            left = None if deadline is None else deadline - time.monotonic()
+            if (left is not None and left <= 0) or not await self._ready(left):
+                return None
+        return batch
+
+    async def _ready(self, timeout_s: float | None = None) -> bool:
+        """Waits for something to take, `timeout_s` seconds at most; False after `stop`."""
         here = asyncio.get_running_loop()
         woken = asyncio.Event()
 
@@ -140,7 +151,9 @@ class Consumer:
 
         self._buffer.when_ready(wake)
         try:
-            await woken.wait()
+            await asyncio.wait_for(woken.wait(), timeout_s)
+        except TimeoutError:
+            return True
         finally:
             self._buffer.forget(wake)
         if self._buffer.stopping:

@@ -185,6 +185,11 @@ class View:
         """The last `n` rows as a pandas frame."""
         return to_pandas(self._end_rows(n, first=False))
 
+    def tables(self) -> Iterator[pa.Table]:
+        """The rows part by part, for reads that do not fit into memory; `order="time"` holds within a part only."""
+        for part in self._filtered(self._ranges, metadata=False):
+            yield self._finished(part, metadata=False)
+
     def records(self) -> Iterator[Record]:
         """The rows one by one as records (without `columns`, `filter` and `order`), read part by part."""
         for wanted in self._ranges:

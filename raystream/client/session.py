@@ -65,6 +65,7 @@ class Session:
         self._config = config
         self._buffer = buffer
         self._subscription = subscription
+        self._client = client
         place = parse(start, subscription.topics, now_ms=routing.clock.now_ms())
         self._start = Start(place, {})
         self._fetcher = Fetcher(routing, config, buffer, self._reset)
@@ -219,11 +220,10 @@ class Session:
         """How far each assigned partition's position is from its end now."""
         slots = self.assigned()
         ends = await resolve(self._routing, Place(word=LATEST), slots)
-        me = self.membership.member_id if self.membership is not None else None
         rows: Rows[PartitionLag] = Rows()
         for p, slot in sorted(slots.items()):
             behind = max(ends[p] - self._buffer.position(slot), 0)
-            rows.append(PartitionLag(p.topic, p.partition, slot.committed, ends[p], behind, me))
+            rows.append(PartitionLag(p.topic, p.partition, slot.committed, ends[p], behind, self._client))
         return rows
 
     # The end --------------------------------------------------------------------------------------------------------

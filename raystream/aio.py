@@ -1,0 +1,377 @@
+"""The public names as coroutines: `cluster = await raystream.aio.connect()`.
+
+Thin over the synchronous objects: calls that wait run in threads, so the event loop never blocks; a consumer's waiting
+is done on the loop itself. `async with raystream.aio.connect() as cluster:` works too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import os
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, Self, TypeVar
+
+from raystream import cluster as sync
+from raystream.types import (
+    EARLIEST,
+    LATEST,
+    BrokerDescription,
+    GroupDescription,
+    Health,
+    PartitionLag,
+    Position,
+    Record,
+    RecordMetadata,
+    Rows,
+    TopicDescription,
+    TopicPartition,
+    WriteResult,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import polars as pl
+    import pyarrow as pa
+
+    from raystream.client.consumer import Consumer
+    from raystream.client.delivered import Batch
+    from raystream.client.producer import Producer
+    from raystream.client.reader import View
+    from raystream.jobs import ConsumerJob
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_THREADS: Final = ThreadPoolExecutor(32, thread_name_prefix="raystream-aio")
+
+
+async def _in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    return await asyncio.get_running_loop().run_in_executor(_THREADS, functools.partial(call, *args, **kwargs))
+
+
+class Connecting:
+    """What `connect()` returns: awaited it is an AsyncCluster, in `async with` it closes it at the end."""
+
+    def __init__(self, address: str | None, options: Mapping[str, Any]) -> None:
+        self._address = address
+        self._options = options
+        self._cluster: AsyncCluster | None = None
+
+    async def _connect(self) -> AsyncCluster:
+        self._cluster = AsyncCluster(await _in_thread(sync.connect, self._address, **self._options))
+        return self._cluster
+
+    def __await__(self) -> Generator[Any, None, AsyncCluster]:
+        return self._connect().__await__()
+
+    async def __aenter__(self) -> AsyncCluster:
+        return await self._connect()
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._cluster is not None:
+            await self._cluster.close()
+
+
+def connect(
+    address: str | None = None, *, data_dir: str | os.PathLike[str] | None = None, namespace: str = "raystream"
+) -> Connecting:
+    """As `raystream.connect`; await it, or use it in `async with`."""
+    return Connecting(address, {"data_dir": data_dir, "namespace": namespace})
+
+
+class AsyncCluster:
+    """`raystream.Cluster` with coroutines. `.sync` is the cluster itself."""
+
+    def __init__(self, cluster: sync.Cluster) -> None:
+        self.sync = cluster
+
+    @property
+    def address(self) -> str:
+        return self.sync.address
+
+    @property
+    def data_dir(self) -> str:
+        return self.sync.data_dir
+
+    async def close(self) -> None:
+        await _in_thread(self.sync.close)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        return repr(self.sync)
+
+    async def create_topic(
+        self,
+        name: str,
+        partitions: int = 1,
+        replication_factor: int | None = None,
+        schema: Any = None,
+        key: str | None = None,
+        time: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        exist_ok: bool = False,
+    ) -> TopicDescription:
+        return await _in_thread(
+            self.sync.create_topic, name, partitions, replication_factor, schema, key, time, config, exist_ok
+        )
+
+    async def topics(self) -> Rows[TopicDescription]:
+        return await _in_thread(self.sync.topics)
+
+    async def describe_topic(self, name: str) -> TopicDescription:
+        return await _in_thread(self.sync.describe_topic, name)
+
+    async def alter_topic(self, name: str, config: Mapping[str, Any]) -> TopicDescription:
+        return await _in_thread(self.sync.alter_topic, name, config)
+
+    async def add_partitions(self, name: str, partitions: int) -> TopicDescription:
+        return await _in_thread(self.sync.add_partitions, name, partitions)
+
+    async def delete_topic(self, name: str) -> None:
+        await _in_thread(self.sync.delete_topic, name)
+
+    async def delete_records(self, name: str, before: Mapping[int, int]) -> dict[int, int]:
+        return await _in_thread(self.sync.delete_records, name, before)
+
+    async def groups(self) -> Rows[GroupDescription]:
+        return await _in_thread(self.sync.groups)
+
+    async def describe_group(self, group: str) -> GroupDescription:
+        return await _in_thread(self.sync.describe_group, group)
+
+    async def lag(self, group: str) -> Rows[PartitionLag]:
+        return await _in_thread(self.sync.lag, group)
+
+    async def reset_offsets(
+        self, group: str, topic: str, to: Position, dry_run: bool = False
+    ) -> dict[TopicPartition, int]:
+        return await _in_thread(self.sync.reset_offsets, group, topic, to, dry_run)
+
+    async def delete_group(self, group: str) -> None:
+        await _in_thread(self.sync.delete_group, group)
+
+    async def brokers(self) -> Rows[BrokerDescription]:
+        return await _in_thread(self.sync.brokers)
+
+    async def health(self) -> Health:
+        return await _in_thread(self.sync.health)
+
+    async def write(self, topic: str, frame: Any, key: str | None = None, time: str | None = None) -> WriteResult:
+        return await _in_thread(self.sync.write, topic, frame, key, time)
+
+    def producer(self, **settings: Any) -> AsyncProducer:
+        """A producer, to be used in `async with`, or closed with `await producer.close()`."""
+        return AsyncProducer(self.sync.producer(**settings))
+
+    async def consumer(
+        self,
+        topics: str | Sequence[str] | re.Pattern[str],
+        group: str | None = None,
+        start: Position = LATEST,
+        **settings: Any,
+    ) -> AsyncConsumer:
+        return AsyncConsumer(await _in_thread(self.sync.consumer, topics, group, start, **settings))
+
+    async def read(
+        self,
+        topic: str,
+        start: Position = EARLIEST,
+        end: Position = LATEST,
+        columns: Sequence[str] | None = None,
+        filter: Any = None,
+        **options: Any,
+    ) -> AsyncView:
+        return AsyncView(await _in_thread(self.sync.read, topic, start, end, columns, filter, **options))
+
+    async def run_consumers(self, topics: str | Sequence[str], group: str, **options: Any) -> AsyncJob:
+        return AsyncJob(await _in_thread(self.sync.run_consumers, topics, group, **options))
+
+
+class AsyncProducer:
+    """`raystream`'s producer with coroutines. Records go out in the order in which `send` was called."""
+
+    def __init__(self, producer: Producer) -> None:
+        self.sync = producer
+        # One thread, so that a send which waits for room in the buffer keeps its place before later ones.
+        self._order = ThreadPoolExecutor(1, thread_name_prefix="raystream-aio-send")
+
+    async def _send(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._order, functools.partial(call, *args, **kwargs))
+
+    async def send(self, topic: str, value: Any, key: Any = None, **options: Any) -> RecordMetadata:
+        """Sends a record and waits until it is acknowledged; several at once: `asyncio.gather(*map(…))`."""
+        sent: Awaitable[RecordMetadata] = await self._send(self.sync.send, topic, value, key, **options)
+        return await sent
+
+    async def send_many(self, topic: str, records: Iterable[Any], **options: Any) -> Any:
+        """As the producer's own `send_many`, waiting until everything is acknowledged."""
+        return await _awaited(await self._send(self.sync.send_many, topic, records, **options))
+
+    async def send_frame(self, topic: str, frame: Any, **options: Any) -> WriteResult:
+        """Sends a frame and waits until every row is acknowledged."""
+        result: WriteResult = await _awaited(await self._send(self.sync.send_frame, topic, frame, **options))
+        return result
+
+    async def flush(self) -> None:
+        await self._send(self.sync.flush)
+
+    async def close(self) -> None:
+        await self._send(self.sync.close)
+        self._order.shutdown(wait=False)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._send(self.sync.__exit__, kind, error, trace)
+        self._order.shutdown(wait=False)
+
+
+async def _awaited(sent: Any) -> Any:
+    return await sent if inspect.isawaitable(sent) else sent
+
+
+class AsyncConsumer:
+    """`raystream`'s consumer with coroutines: `async for record in consumer`."""
+
+    def __init__(self, consumer: Consumer) -> None:
+        self.sync = consumer
+
+    def __aiter__(self) -> AsyncIterator[Record]:
+        return self.sync.__aiter__()
+
+    async def poll(self, timeout: float | None = 1.0) -> Batch | None:
+        return await self.sync.poll_async(timeout)
+
+    async def batches(self) -> AsyncIterator[Batch]:
+        while (batch := await self.sync.poll_async(None)) is not None:
+            yield batch
+
+    async def run(
+        self,
+        each_record: Callable[[Record], Any] | None = None,
+        each_batch: Callable[[Batch], Any] | None = None,
+        **options: Any,
+    ) -> None:
+        """As `Consumer.run`; handlers may be coroutine functions, which then run on this event loop."""
+        loop = asyncio.get_running_loop()
+        record_handler, batch_handler = _on(loop, each_record), _on(loop, each_batch)
+        run = functools.partial(self.sync.run, record_handler, batch_handler, **options)
+        running = loop.run_in_executor(_THREADS, run)
+        try:
+            await asyncio.shield(running)
+        except asyncio.CancelledError:
+            self.sync.stop()
+            raise
+
+    def stop(self) -> None:
+        self.sync.stop()
+
+    async def commit(self, batch: Batch | None = None) -> None:
+        await _in_thread(self.sync.commit, batch)
+
+    async def seek(self, topic: str, partition: int, position: int | Position) -> None:
+        await _in_thread(self.sync.seek, topic, partition, position)
+
+    def pause(self, topic: str | None = None, partition: int | None = None) -> None:
+        self.sync.pause(topic, partition)
+
+    def resume(self, topic: str | None = None, partition: int | None = None) -> None:
+        self.sync.resume(topic, partition)
+
+    def assignment(self) -> list[TopicPartition]:
+        return self.sync.assignment()
+
+    def position(self, topic: str | None = None, partition: int | None = None) -> Any:
+        return self.sync.position(topic, partition)
+
+    async def committed(self, topic: str | None = None, partition: int | None = None) -> Any:
+        return await _in_thread(self.sync.committed, topic, partition)
+
+    async def lag(self) -> Rows[PartitionLag]:
+        return await _in_thread(self.sync.lag)
+
+    async def close(self) -> None:
+        await _in_thread(self.sync.close)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await _in_thread(self.sync.__exit__, kind, error, trace)
+
+
+def _on(loop: asyncio.AbstractEventLoop, handler: Callable[[Any], Any] | None) -> Callable[[Any], Any] | None:
+    if handler is None or not inspect.iscoroutinefunction(handler):
+        return handler
+
+    def handle(item: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(handler(item), loop).result()
+
+    return handle
+
+
+class AsyncView:
+    """`cluster.read(…)` with coroutines."""
+
+    def __init__(self, view: View) -> None:
+        self.sync = view
+
+    @property
+    def schema(self) -> pa.Schema:
+        return self.sync.schema
+
+    def offsets(self) -> dict[int, int]:
+        return self.sync.offsets()
+
+    def lazy(self) -> pl.LazyFrame:
+        return self.sync.lazy()
+
+    async def to_arrow(self, metadata: bool = False) -> pa.Table:
+        return await _in_thread(self.sync.to_arrow, metadata)
+
+    async def to_pandas(self, metadata: bool = False) -> pd.DataFrame:
+        return await _in_thread(self.sync.to_pandas, metadata)
+
+    async def to_polars(self, metadata: bool = False) -> pl.DataFrame:
+        return await _in_thread(self.sync.to_polars, metadata)
+
+    async def count(self) -> int:
+        return await _in_thread(self.sync.count)
+
+    async def head(self, n: int = 10) -> pd.DataFrame:
+        return await _in_thread(self.sync.head, n)
+
+    async def tail(self, n: int = 10) -> pd.DataFrame:
+        return await _in_thread(self.sync.tail, n)
+
+
+class AsyncJob:
+    """What `run_consumers` started, with coroutines."""
+
+    def __init__(self, job: ConsumerJob) -> None:
+        self.sync = job
+
+    async def status(self) -> Any:
+        return await _in_thread(self.sync.status)
+
+    async def stop(self, timeout: float | None = 30.0) -> None:
+        await _in_thread(self.sync.stop, timeout)
+
+    async def wait(self, timeout: float | None = None) -> None:
+        await _in_thread(self.sync.wait, timeout)
