@@ -115,7 +115,7 @@ def test_private_names_are_used() -> None:
 
 def test_no_dead_code() -> None:
     found = subprocess.run(
-        [sys.executable, "-m", "vulture", "raystream", "--min-confidence", "90"],
+        [sys.executable, "-m", "vulture"],
         cwd=ROOT,
         capture_output=True,
         text=True,

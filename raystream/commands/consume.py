@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, Any
 from raystream.commands import arguments, sinks
 from raystream.commands.shell import Shell, count_of
 from raystream.errors import PlacementFailed
-from raystream.types import TopicDescription
+from raystream.types import Position, TopicDescription
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from raystream.client.consumer import Consumer
+    from raystream.client.delivered import Batch
     from raystream.cluster import Cluster
 
 _POLL_S = 0.2
 _ASSIGNMENT_WAIT_S = 15.0
-_CHUNK_RECORDS = 1 << 18
+_PART_RECORDS = 1 << 18
 
 
 def add(commands: Any, options: ArgumentParser) -> None:
@@ -34,9 +35,9 @@ def add(commands: Any, options: ArgumentParser) -> None:
     parser.add_argument("topic", metavar="TOPIC")
     parser.add_argument("--group", metavar="G", help="read as a member of this group, from its positions on")
     parser.add_argument(
-        "--start", type=arguments.position, metavar="POSITION", help=f"default: earliest; {arguments.POSITION_HELP}"
+        "--start", type=arguments.position, metavar="POSITION", help=f"{arguments.POSITION_HELP}; default: earliest"
     )
-    parser.add_argument("--tail", type=arguments.count, metavar="N", help="only the last N of each partition's records")
+    parser.add_argument("--tail", type=arguments.count, metavar="N", help="only the last N records")
     parser.add_argument("--max", type=arguments.count, metavar="N", help="end after N records")
     parser.add_argument("--follow", action="store_true", help="go on with what comes, until Ctrl-C")
     parser.add_argument("--format", choices=sinks.FORMATS, help="default: by -o's name; table on a terminal, else json")
@@ -72,25 +73,68 @@ def run(shell: Shell) -> int:
 
 
 def _rows(shell: Shell, cluster: Cluster, topic: TopicDescription) -> Iterator[pa.Table]:
-    """The topic's rows, at most `--max`; each table counts as processed once the next is asked for."""
+    """The topic's rows, at most `--max`."""
+    if shell.args.group:
+        return _of_member(shell, cluster, topic)
+    return _limited(_alone(shell, cluster, topic), shell.args.max)
+
+
+def _limited(tables: Iterator[pa.Table], limit: int | None) -> Iterator[pa.Table]:
+    left = limit
+    for rows in tables:
+        if left is not None and rows.num_rows >= left:
+            yield rows.slice(0, left)
+            return
+        left = None if left is None else left - rows.num_rows
+        yield rows
+
+
+def _start(shell: Shell) -> Position:
+    start: Position | None = shell.args.start
+    return "earliest" if start is None else start
+
+
+def _alone(shell: Shell, cluster: Cluster, topic: TopicDescription) -> Iterator[pa.Table]:
+    """What the topic holds now, by partition and offset, a part at a time; then what comes, with `--follow`."""
     args = shell.args
-    start = args.start if args.start is not None else "earliest"
     if args.tail:
-        start = {p.partition: max(p.start_offset, p.end_offset - args.tail) for p in topic.partition_list}
-    with cluster.consumer(topic.name, group=args.group, start=start) as consumer:
+        tails = {p.partition: max(p.start_offset, p.end_offset - args.tail) for p in topic.partition_list}
+        view = cluster.read(topic.name, start=tails, order="time")
+        rows = view.to_arrow()
+        yield rows.slice(max(rows.num_rows - args.tail, 0))
+    else:
+        view = cluster.read(topic.name, start=_start(shell))
+        ranges = view.ranges()
+        none = {partition: found.start for partition, found in ranges.items()}
+        for partition, found in ranges.items():
+            for first in range(found.start, found.stop, _PART_RECORDS):
+                end = min(first + _PART_RECORDS, found.stop)
+                part = cluster.read(topic.name, start=none | {partition: first}, end=none | {partition: end})
+                yield part.to_arrow()
+    if args.follow:
+        with cluster.consumer(topic.name, group=None, start=view.offsets()) as consumer:
+            for batch in consumer.batches():
+                yield batch.to_arrow()
+
+
+def _of_member(shell: Shell, cluster: Cluster, topic: TopicDescription) -> Iterator[pa.Table]:
+    """What the group has not read yet. A table counts as processed once the next is asked for, or at the end."""
+    args = shell.args
+    with cluster.consumer(topic.name, group=args.group, start=_start(shell)) as consumer:
         left = args.max
         for batch in _batches(shell, consumer, topic):
             rows = batch.to_arrow()
             if left is not None and rows.num_rows >= left:
+                yield rows.slice(0, left)
                 # The rest stays for the group's next read.
                 consumer.seek(topic.name, batch.partition, batch.offsets.start + left)
-                yield rows.slice(0, left)
+                consumer.commit()
                 return
             left = None if left is None else left - rows.num_rows
             yield rows
 
 
-def _batches(shell: Shell, consumer: Consumer, topic: TopicDescription) -> Iterator[Any]:
+def _batches(shell: Shell, consumer: Consumer, topic: TopicDescription) -> Iterator[Batch]:
     """Batches up to where the topic ended when the command began, or without end with `--follow`."""
     ends = {p.partition: p.end_offset for p in topic.partition_list}
     waited_from = time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -11,12 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from raystream.actors.launch import start_task
 from raystream.demo import flights
 from raystream.demo.ledger import Ledger, Range
 from raystream.demo.show import Picture, Worker
-from raystream.demo.worker import GROUP, REPORTS, report_of, watch
-from raystream.errors import RequestTimeout
+from raystream.demo.worker import GROUP, REPORTS, Delays
+from raystream.errors import GroupNotFound, RequestTimeout
+from raystream.jobs import ConsumerJob
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,6 +30,8 @@ CHUNK_ROWS: Final = 8_192
 KILL_AT: Final = 0.5
 HOLD_AT: Final = 0.6
 """The publisher waits there until the kill has happened, so that it strikes while records are flowing."""
+CONSUMER: Final = {"start": "earliest", "session_timeout_ms": 3_000, "heartbeat_interval_ms": 300}
+"""A short session, so that a killed member is noticed soon."""
 START_TIMEOUT_S: Final = 60.0
 STALL_TIMEOUT_S: Final = 30.0
 _LAG_EVERY_S: Final = 0.5
@@ -67,7 +70,7 @@ class Demo:
         )
         self._cluster.create_topic(REPORTS)
         with self._workers(), self._cluster.consumer(REPORTS, group=None, start="earliest") as reports:
-            self._wait_for_members(reports)
+            self._wait_for_members()
             publisher = threading.Thread(target=self._publish, name="demo-publisher", daemon=True)
             publisher.start()
             self._follow(reports)
@@ -107,27 +110,37 @@ class Demo:
 
     @contextmanager
     def _workers(self) -> Iterator[None]:
-        import ray
-
-        options = {"num_cpus": 0, "max_retries": 0}
-        tasks = [start_task(watch, self._cluster, number, options=options) for number in range(1, WORKERS + 1)]
+        self._picture.doing = f"{WORKERS} Ray tasks join the group"
+        self._changed(self._picture)
+        job = ConsumerJob.start(
+            self._cluster,
+            flights.TOPIC,
+            GROUP,
+            each_batch=Delays(self._cluster),
+            each_record=None,
+            workers=WORKERS,
+            name="demo",
+            num_cpus=0,
+            ray_remote_args={},
+            consumer_options=CONSUMER,
+        )
         try:
+            self._picture.workers = [Worker(status.pid or 0) for status in job.status()]
             yield
         finally:
-            for task in tasks:
-                ray.cancel(task)
-            ray.wait(tasks, num_returns=len(tasks), timeout=10)
+            job.stop(timeout=10)
 
-    def _wait_for_members(self, reports: Any) -> None:
-        self._picture.doing = "two Ray tasks join the group"
+    def _wait_for_members(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
         while True:
-            self._take(reports)
-            members = self._cluster.describe_group(GROUP).member_list if self._picture.workers else []
-            if len(self._picture.workers) == WORKERS and sum(len(m.partitions) for m in members) == PARTITIONS:
-                return
+            with contextlib.suppress(GroupNotFound):
+                members = self._cluster.describe_group(GROUP).member_list
+                if len(members) == WORKERS and sum(len(member.partitions) for member in members) == PARTITIONS:
+                    return
             if time.monotonic() > deadline:
-                raise RequestTimeout(f"the group's {WORKERS} workers did not start within {START_TIMEOUT_S:.0f} s")
+                raise RequestTimeout(f"the group's {WORKERS} workers did not join within {START_TIMEOUT_S:.0f} s")
+            self._changed(self._picture)
+            time.sleep(_POLL_S)
 
     def _follow(self, reports: Any) -> None:
         picture = self._picture
@@ -140,7 +153,7 @@ class Demo:
             if self._failure is not None:
                 raise self._failure
             if not self._killed.is_set() and picture.processed >= picture.total * KILL_AT:
-                self._kill(picture.workers[1])
+                self._kill(picture.workers[0])
             if now - lag_at > _LAG_EVERY_S:
                 picture.lag = {row.partition: row.lag or 0 for row in self._cluster.lag(GROUP)}
                 lag_at = now
@@ -163,14 +176,11 @@ class Demo:
         """Enters what the workers have reported since the last call."""
         batch = reports.poll(timeout=_POLL_S)
         for record in batch or ():
-            self._enter(report_of(record))
+            self._enter(record.json())
         self._changed(self._picture)
 
     def _enter(self, report: dict[str, Any]) -> None:
-        workers = self._picture.workers
-        worker = workers.setdefault(report["worker"], Worker(report["pid"]))
-        if "partition" not in report:
-            return
+        worker = next(worker for worker in self._picture.workers if worker.pid == report["pid"])
         partition, first, end = report["partition"], report["first"], report["end"]
         self._ledger.add(partition, first, end)
         worker.rows += end - first
@@ -180,7 +190,6 @@ class Demo:
                 self._outcome.takeover_seconds = time.monotonic() - self._killed_at
                 self._picture.doing = "the other took over"
         self._picture.processed = self._ledger.distinct
-        self._picture.repeated = self._ledger.repeated
 
 
 def _schema(frame: pd.DataFrame) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -72,9 +73,7 @@ def _reports(cluster: Cluster) -> tuple[Ledger, pd.DataFrame]:
     """The ledger and the statistics that the workers' reports add up to; what was reported twice counts once."""
     ledger = Ledger()
     parts = []
-    for report in reports(cluster):
-        if "partition" not in report:
-            continue
+    for report in _read(cluster):
         whole = report["first"], report["end"]
         new = ledger.add(report["partition"], *whole)
         if new == [whole]:
@@ -93,8 +92,5 @@ def _frame(delays: dict[str, Any]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(delays, orient="index")
 
 
-def reports(cluster: Cluster) -> list[dict[str, Any]]:
-    """Everything that the workers reported, in order."""
-    import json
-
+def _read(cluster: Cluster) -> list[dict[str, Any]]:
     return [json.loads(value) for value in cluster.read(REPORTS).to_arrow().column("value").to_pylist()]

@@ -42,9 +42,8 @@ class Picture:
     total: int
     published: int = 0
     processed: int = 0
-    repeated: int = 0
     lag: dict[int, int] = field(default_factory=dict)
-    workers: dict[int, Worker] = field(default_factory=dict)
+    workers: list[Worker] = field(default_factory=list)
     doing: str = "starting"
 
     def __rich__(self) -> RenderableType:
@@ -55,7 +54,7 @@ class Picture:
         lag = "  ".join(f"{p}: {behind:,}" for p, behind in sorted(self.lag.items()))
         bars.add_row(Text("lag", "bold"), Text(lag or "–"), Text(f"{sum(self.lag.values()):,}", justify="right"))
         members = Table.grid(padding=(0, 2))
-        for number, worker in sorted(self.workers.items()):
+        for number, worker in enumerate(self.workers, 1):
             state = Text("killed (SIGKILL)", "bold red") if worker.killed else Text("running", "green")
             held = "partitions " + ", ".join(map(str, sorted(worker.partitions))) if worker.partitions else ""
             members.add_row(

@@ -1,4 +1,4 @@
-"""A member of the demo's group: a Ray task that keeps delay statistics and reports them into a topic of their own."""
+"""What the demo's group does with a batch: delay statistics, reported into a topic of their own."""
 
 from __future__ import annotations
 
@@ -13,38 +13,24 @@ if TYPE_CHECKING:
 
 GROUP: Final = "delays"
 REPORTS: Final = "flights.delays"
-SESSION_TIMEOUT_MS: Final = 3_000
-HEARTBEAT_INTERVAL_MS: Final = 300
 
 
-def watch(cluster: Cluster, number: int) -> None:
-    """Runs until it is cancelled or killed. A batch's report is on the disk before the batch counts as processed."""
-    with (
-        cluster.producer(linger_ms=0) as producer,
-        cluster.consumer(
-            flights.TOPIC,
-            group=GROUP,
-            start="earliest",
-            session_timeout_ms=SESSION_TIMEOUT_MS,
-            heartbeat_interval_ms=HEARTBEAT_INTERVAL_MS,
-        ) as consumer,
-    ):
-        sender = {"worker": number, "pid": os.getpid()}
-        producer.send(REPORTS, sender).result()
+class Delays:
+    """The handler of one worker. Pickled into its Ray task, where it makes its own producer."""
 
-        def each_batch(batch: Batch) -> None:
-            report = sender | {
-                "partition": batch.partition,
-                "first": batch.offsets.start,
-                "end": batch.offsets.stop,
-                "delays": flights.delays(batch.to_pandas()).to_dict("index"),
-            }
-            producer.send(REPORTS, report).result()
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._producer: Any = None
 
-        consumer.run(each_batch=each_batch)
-
-
-def report_of(record: Any) -> dict[str, Any]:
-    """A record of the reports' topic as `watch` sent it."""
-    report: dict[str, Any] = record.json()
-    return report
+    def __call__(self, batch: Batch) -> None:
+        """Reports a batch. The report is on the disk when this returns, before the batch counts as processed."""
+        if self._producer is None:
+            self._producer = self._cluster.producer(linger_ms=0)
+        report = {
+            "pid": os.getpid(),
+            "partition": batch.partition,
+            "first": batch.offsets.start,
+            "end": batch.offsets.stop,
+            "delays": flights.delays(batch.to_pandas()).to_dict("index"),
+        }
+        self._producer.send(REPORTS, report).result()

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -75,7 +74,10 @@ class FakeConsumer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._cluster.left_at = self._at
+        pass
+
+    def commit(self) -> None:
+        self._cluster.committed = self._at
 
     def position(self) -> dict[str, dict[int, int]]:
         return {"flights": {0: self._at}}
@@ -86,6 +88,20 @@ class FakeConsumer:
     def poll(self, timeout: float) -> FakeBatch | None:
         first, self._at = self._at, min(self._at + 2, FLIGHTS.num_rows)
         return FakeBatch(FLIGHTS.slice(first, self._at - first), first) if self._at > first else None
+
+
+class FakeView:
+    def __init__(self, first: int, end: int) -> None:
+        self._range = range(first, end)
+
+    def ranges(self) -> dict[int, range]:
+        return {0: self._range}
+
+    def offsets(self) -> dict[int, int]:
+        return {0: self._range.stop}
+
+    def to_arrow(self) -> pa.Table:
+        return FLIGHTS.slice(self._range.start, len(self._range))
 
 
 FLIGHTS = pa.table(
@@ -105,8 +121,7 @@ class FakeCluster:
         self.sent: list[tuple[str, Any, Any]] = []
         self.frames: list[tuple[str, pa.RecordBatch]] = []
         self.calls: list[tuple[Any, ...]] = []
-        self.left_at: int | None = None
-        self.consumed_from: Any = None
+        self.committed: int | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -150,12 +165,15 @@ class FakeCluster:
         return FakeProducer(self)
 
     def consumer(self, topic: str, group: str | None, start: Any) -> FakeConsumer:
-        self.consumed_from = start
         return FakeConsumer(self, start)
+
+    def read(self, topic: str, start: Any, end: Any = None, order: str = "partition") -> FakeView:
+        self.calls.append(("read", start, order))
+        return FakeView(0 if start == "earliest" else start[0], 6 if end is None else end[0])
 
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCluster]:
+def cluster(monkeypatch: pytest.MonkeyPatch) -> FakeCluster:
     fake = FakeCluster()
     monkeypatch.setitem(vars(raystream), "connect", lambda address, data_dir: fake)
     return fake
@@ -385,12 +403,22 @@ def test_json_lines_hold_no_nan(cluster: FakeCluster, capsys: pytest.CaptureFixt
 def test_max_leaves_the_rest_to_the_group(cluster: FakeCluster, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["consume", "flights", "--group", "g", "--max", "3"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 3
-    assert cluster.left_at == 3
+    assert cluster.committed == 3
+
+
+def test_max_ends_a_read_alone(cluster: FakeCluster, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["consume", "flights", "--max", "4"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 4
+
+
+def test_a_group_reads_to_the_end(cluster: FakeCluster, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["consume", "flights", "--group", "g", "--start", "0:1"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 5
 
 
 def test_tail(cluster: FakeCluster, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["consume", "flights", "--tail", "2", "--format", "csv"]) == 0
-    assert cluster.consumed_from == {0: 4}
+    assert cluster.calls == [("read", {0: 4}, "time")]
     assert capsys.readouterr().out == '"carrier","delay"\n"DL",0\n"[b]",3\n'
 
 
