@@ -269,3 +269,56 @@ def decode(message: Bytes, schema: pa.Schema) -> pa.RecordBatch:
         return pa.ipc.read_record_batch(pa.ipc.read_message(pa.py_buffer(message)), schema)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OSError, ValueError) as error:
         raise CorruptBatch(f"Arrow cannot read the batch: {error}") from None
+
+
+def row_count(message: Bytes, header: BatchHeader) -> int:
+    """The rows that the Arrow metadata states, read without decoding. Raises CorruptBatch where the Arrow message and
+    the header disagree about where the batch ends."""
+    view = memoryview(message)
+    metadata_bytes = int.from_bytes(view[4:8], "little")
+    metadata = bytes(view[FRAME_PREFIX_BYTES : FRAME_PREFIX_BYTES + metadata_bytes])
+    try:
+        root = _U32.unpack_from(metadata, 0)[0]
+        body_bytes = _I64.unpack_from(metadata, _table_field(metadata, root, 3))[0]
+        record_batch_at = _table_field(metadata, root, 2)
+        record_batch = record_batch_at + _U32.unpack_from(metadata, record_batch_at)[0]
+        rows_at = _table_field(metadata, record_batch, 0, absent=-1)
+        rows = 0 if rows_at < 0 else _I64.unpack_from(metadata, rows_at)[0]
+    except (struct.error, IndexError):
+        raise CorruptBatch("the Arrow metadata of the batch is damaged") from None
+    if FRAME_PREFIX_BYTES + metadata_bytes + body_bytes != header.message_bytes:
+        raise CorruptBatch(f"the batch header states {header.message_bytes} bytes, the Arrow message another size")
+    return int(rows)
+
+
+_U32: Final = struct.Struct("<I")
+_I32: Final = struct.Struct("<i")
+_U16: Final = struct.Struct("<H")
+_I64: Final = struct.Struct("<q")
+
+
+def _table_field(flatbuffer: bytes, table: int, slot: int, absent: int | None = None) -> int:
+    """Where a flatbuffer table keeps the field of that slot. A missing one is `absent`, or CorruptBatch."""
+    vtable = table - int(_I32.unpack_from(flatbuffer, table)[0])
+    if vtable < 0:
+        raise CorruptBatch("the Arrow metadata of the batch is damaged")
+    entry = 4 + 2 * slot
+    offset = 0
+    if entry < _U16.unpack_from(flatbuffer, vtable)[0]:
+        offset = _U16.unpack_from(flatbuffer, vtable + entry)[0]
+    if offset == 0:
+        if absent is None:
+            raise CorruptBatch("the Arrow metadata of the batch lacks a field")
+        return absent
+    return table + int(offset)
+
+
+def find_headers(data: Bytes) -> Iterator[BatchHeader]:
+    """The headers that stand anywhere in damaged bytes and pass their header CRC. `zone_at` counts from `data`."""
+    whole = bytes(data)
+    at = whole.find(_PREFIX)
+    while at >= 0:
+        zone = whole[at : at + ZONE_BYTES]
+        if len(zone) == ZONE_BYTES and b"%08x" % crc32c(zone[:_HEADER_CRC_AT]) == zone[_HEADER_CRC_AT:]:
+            yield _parse_zone(zone, at, 2**32)
+        at = whole.find(_PREFIX, at + 1)

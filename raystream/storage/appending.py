@@ -1,0 +1,96 @@
+"""Laying out an append: which batch goes into which segment, under which offset, as which pieces of one `writev`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from raystream import batch as b
+from raystream.config import TopicConfig
+from raystream.errors import InvalidRecord
+from raystream.schema import schema_message
+from raystream.storage.segment import Segment, Tail
+
+
+class AppendResult(NamedTuple):
+    """Where a batch stands: its offsets are `base_offset` to `next_offset`, half-open."""
+
+    base_offset: int
+    next_offset: int
+    append_time_ms: int
+
+
+@dataclass(slots=True)
+class Run:
+    """Batches that go into one segment by one `writev`. `opens` says that the segment begins with them."""
+
+    schema_id: int
+    base_offset: int
+    opens: bool
+    end: int
+    first_append_ms: int
+    append_ms: int
+    pieces: list[b.Bytes] = field(default_factory=list)
+    placed: list[tuple[int, int, b.BatchHeader]] = field(default_factory=list)
+
+
+class SchemaHeads:
+    """A log's schemas, and the messages that begin their segments."""
+
+    def __init__(self, topic_id: str, schemas: Sequence[pa.Schema]) -> None:
+        self._topic_id = topic_id
+        self.schemas = list(schemas)
+        self._heads: dict[int, bytes] = {}
+
+    def head(self, schema_id: int) -> bytes:
+        """The schema message. Raises InvalidRecord for an id that the log does not know."""
+        found = self._heads.get(schema_id)
+        if found is None:
+            if not 1 <= schema_id <= len(self.schemas):
+                raise InvalidRecord(f"the batch states schema {schema_id}; the topic has {len(self.schemas)}")
+            found = self._heads[schema_id] = schema_message(self.schemas[schema_id - 1], self._topic_id, schema_id)
+        return found
+
+
+def lay_out(
+    batches: Sequence[tuple[memoryview, b.BatchHeader]],
+    active: Segment | None,
+    leader: b.LeaderFields,
+    *,
+    heads: SchemaHeads,
+    config: TopicConfig,
+) -> tuple[list[Run], list[AppendResult]]:
+    """The runs that append `batches` from the offset `leader.base_offset` on. Changes nothing."""
+    offset, epoch, high_watermark, now_ms = (
+        leader.base_offset,
+        leader.leader_epoch,
+        leader.high_watermark,
+        leader.append_time_ms,
+    )
+    runs: list[Run] = []
+    results: list[AppendResult] = []
+    run: Run | None = None
+    if active is not None:
+        tail: Tail = active.tail
+        run = Run(active.schema_id, active.base_offset, False, tail.size, tail.first_append_ms, now_ms)
+    for message, header in batches:
+        if (
+            run is None
+            or header.schema_id != run.schema_id
+            or run.end + header.message_bytes > config.segment_bytes
+            or now_ms - run.first_append_ms >= config.segment_ms
+        ):
+            head = heads.head(header.schema_id)
+            run = Run(header.schema_id, offset, True, len(head), now_ms, now_ms, [head])
+        if not run.placed:
+            runs.append(run)
+        run.pieces += b.with_leader_fields(message, header, b.LeaderFields(offset, epoch, high_watermark, now_ms))
+        run.placed.append((run.end, offset, header))
+        run.end += header.message_bytes
+        next_offset = offset + header.last_offset_delta + 1
+        results.append(AppendResult(offset, next_offset, now_ms))
+        offset = next_offset
+    return runs, results

@@ -1,0 +1,436 @@
+"""A partition's log: segments in a directory, appended to by one thread and read by any.
+
+Guarantees. What `append` returned stands in the log; once `flush` has returned, it survives a crash of the machine. An
+append that raises has left the log as it was. Whatever `open` returns ends at a batch's end, holds every batch that was
+flushed, and none that was not appended. After a StorageError other than DiskFull the log takes no more writes: close
+it and open it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Final
+
+import pyarrow as pa
+
+from raystream.batch import BatchHeader, LeaderFields
+from raystream.clock import Clock
+from raystream.config import MIB, TopicConfig
+from raystream.errors import DiskFull, OffsetOutOfRange, StorageError
+from raystream.messages import Span
+from raystream.schema import RAW_SCHEMA
+from raystream.storage import reading
+from raystream.storage.appending import AppendResult, Run, SchemaHeads, lay_out
+from raystream.storage.checkpoint import CHECKPOINT_NAME, Checkpoint
+from raystream.storage.files import AppendHandle, Files, LockHandle
+from raystream.storage.producer_state import ProducerState
+from raystream.storage.recovery import SNAPSHOT_SUFFIX, Recovered, Recovery, offset_in_name
+from raystream.storage.segment import Identity, Segment, segment_name
+from raystream.storage.verify import verify
+
+LOCK_NAME: Final = "lock"
+CHECKPOINT_BYTES: Final = 64 * MIB
+CHECKPOINT_MS: Final = 5_000
+MIN_FREE_BYTES: Final = 64 * MIB
+"""So much of the disk is kept for metadata and deletions: appends that would go below are refused."""
+_FREE_CHECK_BYTES: Final = 4 * MIB
+
+
+class Log:
+    """Use `Log.open`. Methods are for the one writer thread, but for those under "Reading"."""
+
+    def __init__(
+        self,
+        files: Files,
+        directory: str,
+        lock: LockHandle,
+        recovered: Recovered,
+        *,
+        identity: Identity,
+        heads: SchemaHeads,
+        config: TopicConfig,
+        clock: Clock,
+        time_column: str | None,
+        min_free_bytes: int,
+    ) -> None:
+        self.producers: ProducerState = recovered.producers
+        self.start_offset = recovered.start_offset
+        self.end_offset = recovered.end_offset
+        self.flushed_end_offset = recovered.end_offset
+        self.high_watermark = recovered.high_watermark
+        self._files = files
+        self._directory = directory
+        self._lock = lock
+        self._identity = identity
+        self._heads = heads
+        self._config = config
+        self._clock = clock
+        self._time_column = time_column
+        self._min_free_bytes = min_free_bytes
+        self._segments = recovered.segments
+        self._handle: AppendHandle | None = None
+        self._directory_dirty = False
+        self._failure: StorageError | None = None
+        self._snapshot_offset = recovered.snapshot_offset
+        self._unchecked_bytes = 2 * _FREE_CHECK_BYTES  # the first append looks how much room there is
+        self._bytes_since_checkpoint = 0
+        self._checkpoint_due_ms = clock.monotonic_ms() + CHECKPOINT_MS
+        self._checkpointed: tuple[int, int, int] | None = None
+
+    @classmethod
+    def open(
+        cls,
+        files: Files,
+        directory: str,
+        *,
+        topic_id: str,
+        partition: int,
+        schemas: Sequence[pa.Schema],
+        config: TopicConfig,
+        clock: Clock,
+        time_column: str | None = None,
+        min_free_bytes: int = MIN_FREE_BYTES,
+    ) -> Log:
+        """Opens the log in `directory`, which is made where it is missing, and recovers it.
+
+        A schema's id is its place in `schemas` plus one. `time_column` names the column that gives a typed topic's
+        timestamps; raw topics need none. Raises DataDirectoryInUse while another holds the directory's lock, CorruptLog
+        and NewerFormat with the files as they were, and StorageError.
+        """
+        files.makedirs(directory)
+        lock = files.lock(f"{directory}/{LOCK_NAME}")
+        try:
+            identity = Identity(topic_id, partition)
+            recovered = Recovery(files, directory, identity, clock).run()
+            log = cls(
+                files,
+                directory,
+                lock,
+                recovered,
+                identity=identity,
+                heads=SchemaHeads(topic_id, schemas),
+                config=config,
+                clock=clock,
+                time_column=time_column or _raw_time_column(schemas),
+                min_free_bytes=min_free_bytes,
+            )
+            log._begin(recovered)
+        except BaseException:
+            lock.release()
+            raise
+        return log
+
+    def _begin(self, recovered: Recovered) -> None:
+        if self._segments:
+            self._handle = self._files.open_append(self._segments[-1].path)
+            self._handle.sync()  # what a killed process had written may still be in memory alone
+        if not recovered.changed:
+            self._checkpointed = self._marks()
+            return
+        with suppress(DiskFull):  # reads go on; the next opening scans as far as this one did
+            self.checkpoint()
+
+    # Appending ------------------------------------------------------------------------------------------------------
+
+    def append(
+        self, batches: Sequence[tuple[memoryview, BatchHeader]], *, leader_epoch: int, high_watermark: int
+    ) -> list[AppendResult]:
+        """Appends encoded batches as they are, with the leader's fields patched in; does not sync.
+
+        Each comes with its header as parsed; CRC and sequence have been checked by the caller. Raises DiskFull (the log
+        stands as before, a later append may succeed), StorageError, InvalidRecord for a schema it does not know.
+        """
+        self._refuse_if_failed()
+        self._keep_space_free(sum(header.message_bytes for _, header in batches))
+        now_ms = self._clock.now_ms()
+        # A header states only what is on the disk as published: recovery takes it as proof that nothing may be missing.
+        leader = LeaderFields(self.end_offset, leader_epoch, min(high_watermark, self.flushed_end_offset), now_ms)
+        active = self._segments[-1] if self._segments else None
+        runs, results = lay_out(batches, active, leader, heads=self._heads, config=self._config)
+        self._write(runs)
+        for (_, header), result in zip(batches, results, strict=True):
+            self.producers.record(header, result.base_offset, now_ms)
+        if results:
+            self.end_offset = results[-1].next_offset
+        return results
+
+    def _write(self, runs: list[Run]) -> None:
+        """All runs or none."""
+        opened: list[tuple[Segment, AppendHandle]] = []
+        handle = self._handle
+        try:
+            for run in runs:
+                if run.opens:
+                    if handle is not None:
+                        handle.sync()  # before the next segment exists: recovery relies on it
+                    handle = self._open_segment(run, opened)
+                assert handle is not None
+                handle.writev(run.pieces)
+        except StorageError as error:
+            self._undo(opened, error)
+            raise
+        for run, segment in zip(runs, self._targets(runs, opened), strict=True):
+            segment.extend(run.placed, run.end, run.append_ms)
+            self._bytes_since_checkpoint += run.end - run.placed[0][0]
+        if opened:
+            self._rolled(opened)
+
+    def _targets(self, runs: list[Run], opened: list[tuple[Segment, AppendHandle]]) -> list[Segment]:
+        new = [segment for segment, _ in opened]
+        return new if runs and runs[0].opens else [*self._segments[-1:], *new][: len(runs)]
+
+    def _open_segment(self, run: Run, opened: list[tuple[Segment, AppendHandle]]) -> AppendHandle:
+        segment = Segment.new(self._files, self._directory, run.base_offset, self._identity, run.schema_id)
+        handle = self._files.open_append(segment.path)
+        opened.append((segment, handle))
+        if handle.size:
+            opened.pop()
+            handle.close()
+            raise StorageError(f"{segment.path} is there already, although the log ends before it", path=segment.path)
+        return handle
+
+    def _rolled(self, opened: list[tuple[Segment, AppendHandle]]) -> None:
+        for handle in [self._handle, *(h for _, h in opened[:-1])]:
+            if handle is not None:
+                handle.close()
+        for sealed in [*self._segments[-1:], *(s for s, _ in opened[:-1])]:
+            sealed.seal()
+        self._handle = opened[-1][1]
+        self._segments = (*self._segments, *(segment for segment, _ in opened))
+        self.flushed_end_offset = max(self.flushed_end_offset, opened[-1][0].base_offset)
+        self._directory_dirty = True
+
+    def _undo(self, opened: list[tuple[Segment, AppendHandle]], cause: StorageError) -> None:
+        """Brings the files back to what they were before the append: nothing of it was published."""
+        if not isinstance(cause, DiskFull):
+            self._failure = cause
+        try:
+            for segment, handle in reversed(opened):
+                handle.close()
+                self._files.unlink(segment.path)
+            if opened:
+                self._files.sync_dir(self._directory)  # before the cut: a later segment must not outlive it
+            if self._handle is not None and self._handle.size > self._segments[-1].tail.size:
+                self._handle.truncate(self._segments[-1].tail.size)
+                self._handle.sync()
+        except StorageError as error:
+            self._failure = self._failure or error
+
+    def _keep_space_free(self, needed: int) -> None:
+        self._unchecked_bytes += needed
+        if self._unchecked_bytes < _FREE_CHECK_BYTES:
+            return
+        free = self._files.free_bytes(self._directory)
+        if free - needed < self._min_free_bytes:
+            self._unchecked_bytes = 2 * _FREE_CHECK_BYTES
+            raise DiskFull(
+                f"{self._directory} has {free:,} bytes free; {self._min_free_bytes:,} are kept for metadata and "
+                "deletions: make room, or delete records",
+                path=self._directory,
+            )
+        self._unchecked_bytes = 0
+
+    def flush(self) -> int:
+        """Syncs what is not on the disk yet. Returns the end offset up to which everything is."""
+        self._refuse_if_failed()
+        end = self.end_offset
+        if self.flushed_end_offset < end or self._directory_dirty:
+            try:
+                if self._handle is not None:
+                    self._handle.sync()
+                if self._directory_dirty:
+                    self._files.sync_dir(self._directory)
+                    self._directory_dirty = False
+            except StorageError as error:
+                self._failure = error
+                raise
+            self.flushed_end_offset = end
+        return end
+
+    def advance_high_watermark(self, offset: int) -> None:
+        """Raises the high watermark; it never goes back, and never past the end."""
+        self.high_watermark = max(self.high_watermark, min(offset, self.end_offset))
+
+    def _refuse_if_failed(self) -> None:
+        if self._failure is not None:
+            raise StorageError(f"the log in {self._directory} takes no more writes: {self._failure}")
+
+    # Reading: on any thread -----------------------------------------------------------------------------------------
+
+    @property
+    def size_bytes(self) -> int:
+        """What the segments take on the disk, without indexes."""
+        return sum(segment.tail.size for segment in self._segments)
+
+    @property
+    def segment_count(self) -> int:
+        return len(self._segments)
+
+    def read(self, offset: int, *, max_bytes: int, end_offset: int) -> tuple[Span, ...]:
+        """Where whole batches stand, from the one that contains `offset` on: one span per segment, those that begin
+        below `end_offset`, `max_bytes` at most but one batch at least; () at the end.
+
+        Checks header CRCs of what it looks at, at the edges of the range; the reader of the bytes checks the others.
+        Raises OffsetOutOfRange and CorruptLog.
+        """
+        self._check_range(offset)
+        end_offset = min(end_offset, self.end_offset)
+        if offset >= end_offset:
+            return ()
+        return self._while_there(
+            offset, lambda: reading.spans(self._segments, offset, max_bytes=max_bytes, end_offset=end_offset)
+        )
+
+    def read_bytes(self, span: Span) -> bytes:
+        """The bytes of a span. Raises OffsetOutOfRange where they were deleted meanwhile."""
+        try:
+            data = self._files.read(span.path, span.position, span.length)
+        except FileNotFoundError:
+            raise OffsetOutOfRange(f"{span.path} was deleted: fetch again") from None
+        if len(data) != span.length:
+            raise StorageError(f"{span.path} has lost bytes past {span.position + len(data)}", path=span.path)
+        return data
+
+    def offset_for_timestamp(self, timestamp_ms: int, *, end_offset: int) -> tuple[int, int] | None:
+        """The first record below `end_offset` whose timestamp is `timestamp_ms` or later, as (offset, timestamp)."""
+        return self._while_there(
+            self.start_offset,
+            lambda: reading.offset_for_timestamp(
+                self._segments,
+                timestamp_ms,
+                start_offset=self.start_offset,
+                end_offset=min(end_offset, self.end_offset),
+                schemas=self._heads.schemas,
+                time_column=self._time_column,
+            ),
+        )
+
+    def verify(self, progress: Callable[[int, int], None] | None = None) -> list[str]:
+        """Reads every file and checks every CRC. A sentence for each problem; `progress(done_bytes, of_bytes)`."""
+        return verify(self._files, self._directory, self._segments, progress)
+
+    def _check_range(self, offset: int) -> None:
+        start, end = self.start_offset, self.end_offset
+        if not start <= offset <= end:
+            raise OffsetOutOfRange(
+                f"offset {offset} lies outside {start} to {end}", offset=offset, log_start_offset=start, end_offset=end
+            )
+
+    def _while_there(self, offset: int, look_up: Callable[[], reading.Found]) -> reading.Found:
+        """The look-up, once more where a deletion took a file away under it."""
+        try:
+            return look_up()
+        except FileNotFoundError as error:
+            if offset >= self.start_offset:
+                raise StorageError(f"{error.filename} is missing", path=error.filename) from None
+            self._check_range(offset)
+            return look_up()
+
+    # Changing -------------------------------------------------------------------------------------------------------
+
+    def delete_before(self, offset: int) -> None:
+        """Moves the start offset up and removes the segments that lie below it. Durable when it returns.
+
+        Raises OffsetOutOfRange past the end. A crash half-way leaves files that the next opening removes.
+        """
+        if offset > self.end_offset:
+            raise OffsetOutOfRange(f"cannot delete before offset {offset}: the log ends at {self.end_offset}")
+        if offset <= self.start_offset:
+            return
+        before, self.start_offset = self.start_offset, offset
+        try:
+            self.checkpoint()
+        except DiskFull:
+            self.start_offset = before
+            raise
+        gone = [s for s in self._segments[:-1] if s.tail.end_offset <= offset]
+        self._segments = self._segments[len(gone) :]
+        for segment in gone:
+            self._files.unlink(segment.path)
+            self._files.unlink(segment.index_path)
+        if gone:
+            self._files.sync_dir(self._directory)
+
+    def add_schema(self, schema: pa.Schema) -> None:
+        """The topic's next schema; its id is one more than the last."""
+        self._heads.schemas.append(schema)
+
+    def set_config(self, config: TopicConfig) -> None:
+        self._config = config
+
+    def maybe_checkpoint(self) -> None:
+        """Writes a checkpoint where 64 MB or 5 s went by since the last and something changed. A full disk is no
+        error here: opening would read further back, and it is tried again."""
+        now_ms = self._clock.monotonic_ms()
+        if self._bytes_since_checkpoint < CHECKPOINT_BYTES and now_ms < self._checkpoint_due_ms:
+            return
+        self._checkpoint_due_ms = now_ms + CHECKPOINT_MS
+        if self._marks() != self._checkpointed:
+            try:
+                self.checkpoint()
+            except DiskFull:
+                self._bytes_since_checkpoint = 0
+
+    def checkpoint(self, *, clean: bool = False) -> None:
+        """Syncs, and writes down that everything up to here need not be read on opening. Raises StorageError."""
+        end = self.flush()
+        self.producers.forget_expired()
+        taken = self._save_producers(end)
+        for segment in self._segments:
+            segment.save_index()
+        active = self._segments[-1] if self._segments else None
+        point = Checkpoint(
+            topic_id=self._identity.topic_id,
+            partition=self._identity.partition,
+            segment=-1 if active is None else active.base_offset,
+            position=0 if active is None else active.tail.size,
+            offset=end,
+            high_watermark=min(self.high_watermark, end),
+            start_offset=self.start_offset,
+            producers=taken,
+            clean=clean,
+        )
+        self._files.write_atomically(f"{self._directory}/{CHECKPOINT_NAME}", point.to_bytes())
+        self._checkpointed = self._marks()
+        self._checkpoint_due_ms = self._clock.monotonic_ms() + CHECKPOINT_MS
+        self._bytes_since_checkpoint = 0
+        self._remove_snapshots(keep=taken)
+
+    def _marks(self) -> tuple[int, int, int]:
+        return self.start_offset, self.high_watermark, self.end_offset
+
+    def _save_producers(self, end: int) -> int:
+        """The offset of a snapshot that holds the present state, or -1 where there is no state."""
+        if not len(self.producers):
+            return -1
+        if self._snapshot_offset != end or self._checkpointed is None:
+            path = f"{self._directory}/{segment_name(end)}{SNAPSHOT_SUFFIX}"
+            self._files.write_atomically(path, self.producers.to_bytes(end))
+            self._snapshot_offset = end
+        return end
+
+    def _remove_snapshots(self, keep: int) -> None:
+        """Keeps the newest and the one before it, in case that the newest is damaged."""
+        names = [n for n in self._files.listdir(self._directory) if offset_in_name(n, SNAPSHOT_SUFFIX) is not None]
+        for name in names[: -2 if keep >= 0 else None]:
+            self._files.unlink(f"{self._directory}/{name}")
+
+    def close(self) -> None:
+        """Flushes, states in the checkpoint that the log was closed in order, and gives the lock back."""
+        try:
+            if self._failure is None:
+                self.checkpoint(clean=True)
+        except DiskFull:
+            pass  # the next opening reads a little more
+        finally:
+            if self._handle is not None:
+                self._handle.close()
+                self._handle = None
+            self._failure = self._failure or StorageError("the log is closed")
+            self._lock.release()
+
+
+def _raw_time_column(schemas: Sequence[pa.Schema]) -> str | None:
+    """Raw topics keep the timestamp in a column of their own."""
+    return "timestamp" if len(schemas) == 1 and schemas[0].equals(RAW_SCHEMA) else None

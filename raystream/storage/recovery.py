@@ -1,0 +1,291 @@
+"""What opening a log does: find out, from the files alone, where the log ends and what its writer must remember.
+
+Everything below the checkpoint's recovery point is taken as it is. What lies past it is checked batch by batch. A bad
+batch is *corruption*, and refused, where anything says that records at or past its offset were published: the
+checkpoint, the header of a later batch, or a later segment (which is made only once the one before it is synced).
+Otherwise it is a *torn tail*, which nobody was told about, and is cut.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from raystream import batch as b
+from raystream.clock import Clock
+from raystream.errors import CorruptBatch, CorruptLog, NewerFormat
+from raystream.storage.checkpoint import CHECKPOINT_NAME, Checkpoint, read_checkpoint
+from raystream.storage.files import TEMPORARY_SUFFIX, Files
+from raystream.storage.index import Index
+from raystream.storage.producer_state import ProducerState
+from raystream.storage.segment import INDEX_SUFFIX, LOG_SUFFIX, Identity, Segment, Tail, after, segment_name
+
+SNAPSHOT_SUFFIX: Final = ".producers"
+_SCAN_BYTES: Final = 4 << 20
+
+
+@dataclass(slots=True)
+class Recovered:
+    """A log as it stands on the disk. `changed` says that something was scanned, cut or removed."""
+
+    segments: tuple[Segment, ...]
+    start_offset: int
+    end_offset: int
+    high_watermark: int
+    producers: ProducerState
+    snapshot_offset: int
+    changed: bool
+
+
+def offset_in_name(name: str, suffix: str) -> int | None:
+    """The offset that a file of the log is named by, or None where it is no such file."""
+    stem = name.removesuffix(suffix)
+    return int(stem) if name.endswith(suffix) and len(stem) == 20 and stem.isascii() and stem.isdigit() else None
+
+
+class Recovery:
+    """One opening of one directory, which must be locked. `run` once."""
+
+    def __init__(self, files: Files, directory: str, identity: Identity, clock: Clock) -> None:
+        self._files = files
+        self._directory = directory
+        self._identity = identity
+        self._clock = clock
+        self._names = files.listdir(directory)
+        self._changed = False
+        self._high_watermark = 0
+        self._producers = ProducerState(clock)
+        self._producers_from = 0  # batches at or past this offset are still to be recorded
+
+    def run(self) -> Recovered:
+        """Raises CorruptLog or NewerFormat, and then leaves the files as they were."""
+        checkpoint = self._read_checkpoint()
+        bases = sorted(o for name in self._names if (o := offset_in_name(name, LOG_SUFFIX)) is not None)
+        if checkpoint is not None:
+            self._check_against(checkpoint, bases)
+            self._high_watermark = checkpoint.high_watermark
+        snapshot_offset = self._load_snapshot(checkpoint)
+        segments = self._open_segments(checkpoint, bases)
+        end_offset = segments[-1].tail.end_offset if segments else self._end_without_segments(checkpoint, bases)
+        start_offset = max(checkpoint.start_offset if checkpoint else 0, segments[0].base_offset if segments else 0)
+        start_offset = start_offset if segments else end_offset
+        if checkpoint is not None and end_offset < max(checkpoint.offset, checkpoint.high_watermark):
+            raise self._missing(checkpoint, f"the log ends at offset {end_offset}")
+        if snapshot_offset < 0:
+            self._rebuild_producers(segments, end_offset)
+        segments = self._remove_leftovers(segments, start_offset)
+        if self._changed:
+            self._files.sync_dir(self._directory)
+        return Recovered(
+            segments,
+            start_offset,
+            end_offset,
+            min(self._high_watermark, end_offset),
+            self._producers,
+            snapshot_offset,
+            self._changed or checkpoint is None,
+        )
+
+    # Checkpoint and snapshot ----------------------------------------------------------------------------------------
+
+    def _read_checkpoint(self) -> Checkpoint | None:
+        path = f"{self._directory}/{CHECKPOINT_NAME}"
+        try:
+            checkpoint = read_checkpoint(self._files.read(path))
+        except FileNotFoundError:
+            return None
+        except NewerFormat as error:
+            raise NewerFormat(f"{path}: {error}", path=path) from None
+        except CorruptBatch:
+            return None  # everything is scanned instead
+        if (checkpoint.topic_id, checkpoint.partition) != self._identity:
+            raise CorruptLog(
+                f"{path} is of partition {checkpoint.partition} of topic {checkpoint.topic_id}: the directory holds "
+                "another log",
+                path=path,
+                position=0,
+                offset=None,
+            )
+        return checkpoint
+
+    def _check_against(self, checkpoint: Checkpoint, bases: list[int]) -> None:
+        if checkpoint.segment >= 0 and (checkpoint.segment not in bases or bases[0] > checkpoint.start_offset):
+            raise self._missing(checkpoint, "a segment file is missing")
+
+    def _missing(self, checkpoint: Checkpoint, what: str) -> CorruptLog:
+        path = f"{self._directory}/{segment_name(max(checkpoint.segment, 0))}{LOG_SUFFIX}"
+        return CorruptLog(
+            f"{path}: {what}, although everything up to offset {checkpoint.offset} (position {checkpoint.position}) "
+            f"was synced and up to {checkpoint.high_watermark} published",
+            path=path,
+            position=checkpoint.position,
+            offset=checkpoint.offset,
+        )
+
+    def _load_snapshot(self, checkpoint: Checkpoint | None) -> int:
+        """Takes over the newest good snapshot; the offset it was taken at, or -1 where the log must be read for it."""
+        if checkpoint is None:
+            return -1
+        if checkpoint.producers < 0:
+            self._producers_from = checkpoint.offset
+            return checkpoint.offset
+        loaded = self._read_snapshot(checkpoint.producers)
+        if loaded is None:
+            self._producers_from = 2**63
+            return -1
+        self._producers, self._producers_from = loaded
+        return self._producers_from
+
+    def _read_snapshot(self, offset: int) -> tuple[ProducerState, int] | None:
+        path = f"{self._directory}/{segment_name(offset)}{SNAPSHOT_SUFFIX}"
+        try:
+            state, taken_at = ProducerState.from_bytes(self._files.read(path), self._clock)
+        except (FileNotFoundError, CorruptBatch):
+            return None
+        except NewerFormat as error:
+            raise NewerFormat(f"{path}: {error}", path=path) from None
+        return (state, taken_at) if taken_at == offset else None
+
+    def _rebuild_producers(self, segments: tuple[Segment, ...], end_offset: int) -> None:
+        offsets = [o for name in self._names if (o := offset_in_name(name, SNAPSHOT_SUFFIX)) is not None]
+        since = 0
+        self._producers = ProducerState(self._clock)
+        for offset in sorted(offsets, reverse=True):
+            loaded = self._read_snapshot(offset) if offset <= end_offset else None
+            if loaded is not None:
+                self._producers, since = loaded
+                break
+        for segment in segments:
+            if segment.tail.end_offset > since and len(segment.index):
+                base_offset, position = segment.index.at_offset(since)
+                for _, header in segment.walk(position, base_offset):
+                    if header.base_offset >= since:
+                        self._producers.record(header, header.base_offset, header.append_time_ms)
+        self._changed = True
+
+    # Segments -------------------------------------------------------------------------------------------------------
+
+    def _open_segments(self, checkpoint: Checkpoint | None, bases: list[int]) -> tuple[Segment, ...]:
+        trusted_below = checkpoint.segment if checkpoint is not None else -1
+        segments: list[Segment] = []
+        expected = checkpoint.offset if checkpoint is not None else None
+        for place, base in enumerate(bases):
+            segment = Segment(self._files, self._directory, base, self._identity)
+            if base < trusted_below:
+                end = bases[place + 1]
+                size = self._files.size(segment.path)
+                segments.append(
+                    Segment.sealed(self._files, self._directory, base, self._identity, end_offset=end, size=size)
+                )
+                continue
+            point = checkpoint if checkpoint is not None and base == checkpoint.segment else None
+            if point is None and expected is not None and base != expected:
+                raise segment.corrupt(
+                    0, expected, f"the segment begins at offset {base}, the one before ends elsewhere"
+                )
+            if self._scan(segment, point, last=place == len(bases) - 1):
+                segments.append(segment)
+                expected = segment.tail.end_offset
+        return tuple(segments)
+
+    def _end_without_segments(self, checkpoint: Checkpoint | None, bases: list[int]) -> int:
+        return max(checkpoint.offset if checkpoint is not None else 0, bases[-1] if bases else 0)
+
+    def _scan(self, segment: Segment, point: Checkpoint | None, *, last: bool) -> bool:
+        """Checks a segment from the recovery point `point` (None: from its head) on, and cuts what is torn. False where
+        nothing is left of it."""
+        data = self._files.map(segment.path)
+        checked_to = 0 if point is None else point.position
+        if len(data) < checked_to and point is not None:
+            raise self._missing(point, f"the file has only {len(data)} bytes")
+        try:
+            head_bytes = segment.read_head(data)
+        except CorruptLog as bad:
+            self._refuse_or_cut(segment, data, bad, 0, point, last=last)
+            return False
+        index, tail = self._known_part(segment, point)
+        position = tail.size or head_bytes
+        try:
+            for placed in segment.walk(position, tail.end_offset, check_bodies_from=checked_to, data=data):
+                header = placed.header
+                index.offer(header.base_offset, placed.position, tail.max_timestamp_ms)
+                position = placed.position + header.message_bytes
+                tail = after(tail, header, position)
+                self._changed = self._changed or placed.position >= checked_to
+                self._note(header)
+        except CorruptLog as bad:
+            self._refuse_or_cut(segment, data, bad, position, point, last=last)
+        segment.adopt(index, tail._replace(size=position))
+        if tail.end_offset > segment.base_offset:
+            return True
+        if not last:
+            raise segment.corrupt(position, segment.base_offset, "it holds no batch, although a later segment exists")
+        self._files.unlink(segment.path)  # a head without a batch; the next append writes it again
+        self._changed = True
+        return False
+
+    def _known_part(self, segment: Segment, point: Checkpoint | None) -> tuple[Index, Tail]:
+        """Where the index file spares reading the part below the recovery point."""
+        loaded = segment.load_index_file() if point is not None else None
+        if point is None or loaded is None or loaded[1].log_bytes < point.position or not len(loaded[0]):
+            return Index(), Tail(segment.base_offset, 0)
+        index, coverage = loaded
+        index.cut(point.position)
+        return index, Tail(point.offset, point.position, coverage.max_timestamp_ms, coverage.first_append_ms)
+
+    def _note(self, header: b.BatchHeader) -> None:
+        self._high_watermark = max(self._high_watermark, header.high_watermark)
+        if header.base_offset >= self._producers_from:
+            self._producers.record(header, header.base_offset, header.append_time_ms)
+
+    def _refuse_or_cut(
+        self,
+        segment: Segment,
+        data: memoryview,
+        bad: CorruptLog,
+        position: int,
+        point: Checkpoint | None,
+        *,
+        last: bool,
+    ) -> None:
+        """Raises `bad` where the damage lies below what was published or synced, else cuts the file at `position`."""
+        offset = segment.base_offset if bad.offset is None else int(bad.offset)
+        if not last or (point is not None and position < point.position):
+            raise bad
+        published = max(self._high_watermark, self._stated_later(data, position, offset))
+        if published > offset:
+            raise CorruptLog(
+                f"{bad}; it lies below the high watermark {published}, so it is not cut",
+                path=segment.path,
+                position=position,
+                offset=offset,
+            )
+        self._changed = True
+        if position == 0:
+            self._files.unlink(segment.path)
+        else:
+            self._files.truncate(segment.path, position)
+
+    def _stated_later(self, data: memoryview, position: int, offset: int) -> int:
+        """The greatest high watermark that a batch past the bad one states."""
+        greatest = 0
+        while position < len(data):
+            for header in b.find_headers(data[position : position + _SCAN_BYTES + b.ZONE_BYTES]):
+                if (header.topic_id, header.partition) == self._identity and header.base_offset > offset:
+                    greatest = max(greatest, header.high_watermark)
+            position += _SCAN_BYTES
+        return greatest
+
+    def _remove_leftovers(self, segments: tuple[Segment, ...], start_offset: int) -> tuple[Segment, ...]:
+        """Finishes what a crash interrupted: a deletion, a file that was being replaced."""
+        kept = tuple(s for s in segments if s.tail.end_offset > start_offset or s is segments[-1])
+        for segment in segments:
+            if segment not in kept:
+                self._files.unlink(segment.path)
+                self._changed = True
+        stems = {segment_name(segment.base_offset) for segment in kept}
+        for name in self._names:
+            orphan = name.endswith(INDEX_SUFFIX) and name.removesuffix(INDEX_SUFFIX) not in stems
+            if name.endswith(TEMPORARY_SUFFIX) or orphan:
+                self._files.unlink(f"{self._directory}/{name}")
+        return kept
