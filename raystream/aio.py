@@ -11,6 +11,7 @@ import functools
 import inspect
 import os
 import re
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
@@ -305,7 +306,7 @@ class AsyncConsumer:
         return await _in_thread(self.sync.lag)
 
     async def close(self) -> None:
-        await _in_thread(self.sync.close)
+        await _in_thread(self.sync.close, processed=sys.exc_info()[1] is None)
 
     async def __aenter__(self) -> Self:
         return self
@@ -313,7 +314,7 @@ class AsyncConsumer:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await _in_thread(self.sync.__exit__, kind, error, trace)
+        await _in_thread(self.sync.close, processed=error is None)
 
 
 def _on(loop: asyncio.AbstractEventLoop, handler: Callable[[Any], Any] | None) -> Callable[[Any], Any] | None:

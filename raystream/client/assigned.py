@@ -311,6 +311,8 @@ class Buffer:
             if hand is None:
                 return None
             slot = hand.slot
+            if hand.valid:
+                slot.processed = max(slot.processed, hand.first)
             if slot.revoking:
                 self._post(slot.let_go.set)
             elif hand.valid:

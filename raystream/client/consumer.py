@@ -279,10 +279,13 @@ class Consumer:
     def closed(self) -> bool:
         return self._closed
 
-    def close(self) -> None:
-        """Commits what is processed and leaves the group at once. What is in hand counts as processed, unless an
-        exception is on its way through the caller."""
-        self._close(processed=sys.exc_info()[1] is None)
+    def close(self, *, processed: bool | None = None) -> None:
+        """Commits what is processed and leaves the group at once.
+
+        `processed` says whether what is in hand counts; by default it does unless an exception is on its way through
+        the caller.
+        """
+        self._close(processed=sys.exc_info()[1] is None if processed is None else processed)
 
     def replaced(self) -> None:
         """Closes without counting what is in hand: the cell that held it was run again."""

@@ -26,7 +26,10 @@ class BackgroundLoop:
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
-        self._loop.run_forever()
+        try:
+            self._loop.run_forever()
+        finally:
+            self._loop.close()
 
     @property
     def asyncio_loop(self) -> asyncio.AbstractEventLoop:

@@ -4,12 +4,13 @@ rebalances. Every port runs on the client's own loop; tests steer from their thr
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 
@@ -24,13 +25,15 @@ from raystream.batch import (
     parse,
     with_leader_fields,
 )
+from raystream.client.consumer import Consumer
 from raystream.client.loop import BackgroundLoop
+from raystream.client.reader import View
 from raystream.client.routing import Routing
 from raystream.clock import SystemClock
+from raystream.config import ConsumerConfig, build
 from raystream.errors import (
     FencedMember,
     OffsetOutOfRange,
-    RaystreamError,
     UnknownMember,
 )
 from raystream.ports import ControllerPort, CoordinatorPort, PartitionPort
@@ -287,7 +290,7 @@ class FakeCluster:
         self.coordinator_port = FakeCoordinator(self)
         self.routing = Routing(self, SystemClock())
 
-    def __enter__(self) -> FakeCluster:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -358,6 +361,20 @@ class FakeCluster:
     def partitions_by_topic(self) -> dict[str, list[FakePartition]]:
         return {name: topic.partitions for name, topic in self.topics.items()}
 
+    def consumer(self, topics: Any = "t", group: str | None = None, start: Any = "earliest", **how: Any) -> Consumer:
+        """A consumer with short intervals. Consumer arguments and settings in one, as `cluster.consumer` takes them."""
+        names = ("key_deserializer", "value_deserializer", "client_id", "produce")
+        arguments = {name: how.pop(name) for name in names if name in how}
+        quick = {"heartbeat_interval_ms": 50, "auto_commit_interval_ms": 50, "fetch_max_wait_ms": 200}
+        config = build(ConsumerConfig, quick | how)
+        return Consumer(self.routing, self.loop, config, topics=topics, group=group, start=start, **arguments)
+
+    def view(self, topic: str = "t", **how: Any) -> View:
+        return View(self.routing, self.loop, topic, **how)
+
+    def committed(self, topic: str = "t", partition: int = 0) -> int | None:
+        return self.coordinator_port.offsets.get((topic, partition))
+
     # Directory ------------------------------------------------------------------------------------------------------
 
     @property
@@ -401,5 +418,12 @@ def _no_rows(schema: pa.Schema) -> pa.RecordBatch:
     return pa.record_batch([pa.array([], f.type) for f in schema], schema=schema)
 
 
-def failing(*errors: RaystreamError) -> deque[Exception]:
-    return deque(errors)
+def eventually(holds: Callable[[], Any], timeout_s: float = 5.0) -> Any:
+    """Waits until `holds()` is true and returns what it returned."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        found = holds()
+        if found:
+            return found
+        assert time.monotonic() < deadline, "this did not come about in time"
+        time.sleep(0.005)

@@ -1,0 +1,208 @@
+"""At least once: which records a group has committed after each way in which a consumer can end."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from raystream.client.consumer import Consumer
+from raystream.errors import CoordinatorNotAvailable, InvalidArgument, InvalidRecord
+from raystream.types import Record
+from tests.fakes.log import FakeCluster, eventually
+
+
+@pytest.fixture
+def cluster() -> Iterator[FakeCluster]:
+    with FakeCluster() as cluster:
+        cluster.create("t")
+        cluster.append("t", [b"0", b"1", b"2", b"3", b"4"])
+        cluster.append("t", [b"5", b"6"])
+        yield cluster
+
+
+def quiet(cluster: FakeCluster) -> Consumer:
+    """A member that commits at its end only."""
+    return cluster.consumer(group="g", auto_commit_interval_ms=60_000)
+
+
+def take(consumer: Consumer, count: int) -> list[Record]:
+    records: list[Record] = []
+    for record in consumer:
+        records.append(record)
+        if len(records) == count:
+            break
+    return records
+
+
+def test_break_then_close_counts_the_record_in_hand(cluster: FakeCluster) -> None:
+    consumer = quiet(cluster)
+    assert [r.value for r in take(consumer, 3)] == [b"0", b"1", b"2"]
+    consumer.close()
+    assert cluster.committed() == 3
+
+
+def test_an_exception_in_with_leaves_the_record_in_hand_uncommitted(cluster: FakeCluster) -> None:
+    def handle() -> None:
+        with quiet(cluster) as consumer:
+            for record in consumer:
+                if record.value == b"3":
+                    raise RuntimeError("bad")
+
+    with pytest.raises(RuntimeError, match="bad"):
+        handle()
+    assert cluster.committed() == 3
+
+
+def test_close_in_finally_sees_the_exception(cluster: FakeCluster) -> None:
+    consumer = quiet(cluster)
+
+    def interrupted() -> None:
+        try:
+            take(consumer, 2)
+            raise KeyboardInterrupt
+        finally:
+            consumer.close()
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert cluster.committed() == 1
+
+
+def test_leaving_with_cleanly_counts(cluster: FakeCluster) -> None:
+    with quiet(cluster) as consumer:
+        take(consumer, 2)
+    assert cluster.committed() == 2
+
+
+def test_a_batch_counts_when_the_next_is_asked_for(cluster: FakeCluster) -> None:
+    cluster.topics["t"].partitions[0].max_fetch_bytes = 1  # a batch for each fetch
+    consumer = cluster.consumer(group="g")
+    first = consumer.poll(5)
+    assert first is not None and len(first) == 5
+    time.sleep(0.2)  # several automatic commits may pass: the batch in hand is in none of them
+    assert cluster.committed() in (None, 0)
+    second = consumer.poll(5)
+    assert second is not None and second.offsets == range(5, 7)
+    eventually(lambda: cluster.committed() == 5)
+    consumer.close()
+    assert cluster.committed() == 7
+
+
+def test_the_automatic_commit_follows_the_loop(cluster: FakeCluster) -> None:
+    with cluster.consumer(group="g") as consumer:
+        for record in consumer:
+            if record.value == b"4":
+                eventually(lambda: cluster.committed() == 4)
+                break
+
+
+def test_the_first_position_is_committed_too(cluster: FakeCluster) -> None:
+    """Else a member that takes over would begin where its own start says, and skip what came meanwhile."""
+    with cluster.consumer(group="g", start="latest"):
+        eventually(lambda: cluster.committed() == 7)
+
+
+def test_a_consumer_that_is_killed_commits_nothing_it_had_in_hand(cluster: FakeCluster) -> None:
+    consumer = cluster.consumer(group="g")
+    take(consumer, 4)
+    eventually(lambda: cluster.committed() == 3)
+    consumer._buffer.close()  # as after SIGKILL: nothing runs any more
+    cluster.loop.run(consumer._session._fetcher.stop_all())
+    for task in consumer._session._tasks:
+        cluster.loop.asyncio_loop.call_soon_threadsafe(task.cancel)
+    cluster.coordinator_port.forget_members()
+    with cluster.consumer(group="g") as successor:
+        assert take(successor, 1)[0].value == b"3"
+
+
+def test_leaving_the_loop_and_coming_back_goes_on(cluster: FakeCluster) -> None:
+    with quiet(cluster) as consumer:
+        assert [r.offset for r in take(consumer, 2) + take(consumer, 1)] == [0, 1, 2]
+        batch = consumer.poll(1)
+        assert batch is not None and batch.offsets.start == 3, "poll goes on behind the record in hand"
+        assert batch.to_arrow().column("value").to_pylist()[0] == b"3"
+        rest = 7 - batch.offsets.stop
+        assert [r.offset for r in take(consumer, rest)] == list(range(batch.offsets.stop, 7)) if rest else True
+
+
+def test_an_exception_caught_outside_the_loop_skips_on(cluster: FakeCluster) -> None:
+    with quiet(cluster) as consumer:
+        with contextlib.suppress(ValueError):
+            for record in consumer:
+                if record.offset == 2:
+                    raise ValueError
+        assert take(consumer, 1)[0].offset == 3
+
+
+def test_commit_by_hand_covers_the_record_in_hand(cluster: FakeCluster) -> None:
+    with cluster.consumer(group="g", auto_commit=False) as consumer:
+        take(consumer, 4)
+        assert cluster.committed() is None
+        consumer.commit()
+        assert cluster.committed() == 4
+        assert consumer.committed("t", 0) == 4
+        assert consumer.committed() == {"t": {0: 4}}
+        take(consumer, 2)
+    assert cluster.committed() == 4, "without auto_commit nothing is committed at close"
+
+
+def test_commit_by_hand_is_not_taken_back(cluster: FakeCluster) -> None:
+    with pytest.raises(RuntimeError), cluster.consumer(group="g") as consumer:  # noqa: PT012
+        take(consumer, 4)
+        consumer.commit()
+        raise RuntimeError
+    assert cluster.committed() == 4
+
+
+def test_commit_of_a_batch(cluster: FakeCluster) -> None:
+    cluster.topics["t"].partitions[0].max_fetch_bytes = 1
+    with cluster.consumer(group="g", auto_commit=False) as consumer:
+        first, second = consumer.poll(5), consumer.poll(5)
+        assert first is not None and second is not None
+        consumer.commit(first)
+        assert cluster.committed() == 5
+        consumer.commit(second)
+        assert cluster.committed() == 7
+
+
+def test_commit_needs_a_group(cluster: FakeCluster) -> None:
+    with cluster.consumer() as consumer, pytest.raises(InvalidArgument, match="group="):
+        consumer.commit()
+
+
+def test_commits_are_tried_again(cluster: FakeCluster) -> None:
+    with cluster.consumer(group="g", auto_commit=False) as consumer:
+        take(consumer, 1)
+        cluster.coordinator_port.commit_errors.append(CoordinatorNotAvailable("starting"))
+        consumer.commit()
+        assert cluster.committed() == 1
+
+
+def test_a_consumer_nobody_holds_leaves_and_commits_what_was_processed(cluster: FakeCluster) -> None:
+    consumer = quiet(cluster)
+    take(consumer, 3)
+    del consumer
+    gc.collect()
+    eventually(lambda: cluster.coordinator_port.left)
+    assert cluster.committed() == 2, "the record in hand may not have been dealt with"
+
+
+def test_a_deserializer_that_fails_names_the_record_and_holds_its_place(cluster: FakeCluster) -> None:
+    def parse(value: bytes) -> int:
+        if value == b"2":
+            raise ValueError("not this one")
+        return int(value)
+
+    with cluster.consumer(group="g", value_deserializer=parse) as consumer:
+        for _ in range(2):
+            seen: list[int] = []
+            with pytest.raises(InvalidRecord, match=r"t-0 at offset 2.*consumer.seek\('t', 0, 3\)"):
+                seen.extend(record.value for record in consumer)
+        assert seen == [], "the second time it is the first record"
+        eventually(lambda: cluster.committed() == 2)
+        consumer.seek("t", 0, 3)
+        assert take(consumer, 1)[0].value == 3
