@@ -19,7 +19,7 @@ from raystream.errors import ClusterNotFound, RequestTimeout
 START_TIMEOUT_S: Final = 90.0
 STOP_TIMEOUT_S: Final = 30.0
 _POLL_S: Final = 0.1
-_HOST: Final = "127.0.0.1"
+_RAY: Final = (sys.executable, "-m", "ray.scripts.scripts")
 
 
 @dataclass(frozen=True)
@@ -32,16 +32,16 @@ class LocalRay:
 
 
 def start(root: Path) -> LocalRay:
-    """Starts Ray on this machine alone and waits until it is up. Raises ClusterNotFound with what Ray said."""
+    """Starts Ray on this machine and waits until it is up. Raises ClusterNotFound with what Ray said."""
     from raystream.actors.session import EMBEDDED_INLINE_BYTES
 
-    address = f"{_HOST}:{_free_port()}"
+    _have_token()
+    port = _free_port()
     log = root / "ray.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
-                *("--node-ip-address", _HOST, "--port", address.rpartition(":")[2]),
+                *(*_RAY, "start", "--head", "--block", "--port", str(port)),
                 *("--system-config", json.dumps({"max_direct_call_object_size": EMBEDDED_INLINE_BYTES})),
                 *("--disable-usage-stats", "--log-style", "record"),
             ],
@@ -49,10 +49,11 @@ def start(root: Path) -> LocalRay:
             stdout=output,
             stderr=output,
             start_new_session=True,
-            env={"RAY_worker_niceness": "0", **os.environ},
+            # raystream is stopped before Ray is, so nothing is left for Ray to drain.
+            env={"RAY_worker_niceness": "0", "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0", **os.environ},
         )
     deadline = time.monotonic() + START_TIMEOUT_S
-    while current() != address:  # Ray writes it once its processes are up
+    while not (address := current() or "").endswith(f":{port}"):  # Ray writes it once its processes are up
         if process.poll() is not None:
             raise ClusterNotFound(f"Ray did not start ({_last_line(log)}); {log} says more")
         if time.monotonic() > deadline:
@@ -119,9 +120,15 @@ def _began(pid: int) -> str:
     return found.stdout.strip()
 
 
+def _have_token() -> None:
+    """Ray listens on the network: with a token in the home directory, it answers only those who have it too."""
+    if "RAY_AUTH_MODE" not in os.environ and not (Path.home() / ".ray" / "auth_token").exists():
+        subprocess.run([*_RAY, "get-auth-token", "--generate"], capture_output=True, check=False)
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
-        probe.bind((_HOST, 0))
+        probe.bind(("", 0))
         port: int = probe.getsockname()[1]
         return port
 
