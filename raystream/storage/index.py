@@ -45,11 +45,15 @@ class Coverage:
 class Index:
     """Entries in one buffer of packed bytes. One thread adds; others may look up meanwhile."""
 
-    __slots__ = ("_count", "_entries")
+    __slots__ = ("_count", "_due_at", "_entries")
 
     def __init__(self, entries: bytes | bytearray = b"") -> None:
         self._entries = bytearray(entries)
         self._count = len(entries) // ENTRY_BYTES
+        self._due_at = self._next_due()
+
+    def _next_due(self) -> int:
+        return self[self._count - 1][1] + INTERVAL_BYTES if self._count else 0
 
     def __len__(self) -> int:
         return self._count
@@ -63,16 +67,18 @@ class Index:
 
     def offer(self, base_offset: int, position: int, max_timestamp_before_ms: int) -> None:
         """Adds an entry for a batch where one is due."""
-        if self._count and position - self[self._count - 1][1] < INTERVAL_BYTES:
+        if position < self._due_at:
             return
         self._entries += _ENTRY.pack(base_offset, position, max_timestamp_before_ms)
         self._count += 1  # published last
+        self._due_at = position + INTERVAL_BYTES
 
     def cut(self, position: int) -> None:
         """Drops the entries of batches at or past `position`."""
         keep = bisect_left(range(self._count), position, key=lambda place: self[place][1])
         self._entries = self._entries[: keep * ENTRY_BYTES]
         self._count = keep
+        self._due_at = self._next_due()
 
     def at_offset(self, offset: int) -> tuple[int, int]:
         """(base offset, position) of the last entry at or below `offset`; the first entry below all."""

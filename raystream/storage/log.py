@@ -163,7 +163,7 @@ class Log:
             for run in runs:
                 if run.opens:
                     if handle is not None:
-                        handle.sync()  # before the next segment exists: recovery relies on it
+                        self._make_durable(handle)  # before the next segment exists: recovery relies on it
                     handle = self._open_segment(run, opened)
                 assert handle is not None
                 handle.writev(run.pieces)
@@ -184,6 +184,7 @@ class Log:
         segment = Segment.new(self._files, self._directory, run.base_offset, self._identity, run.schema_id)
         handle = self._files.open_append(segment.path)
         opened.append((segment, handle))
+        self._directory_dirty = True
         if handle.size:
             opened.pop()
             handle.close()
@@ -199,7 +200,6 @@ class Log:
         self._handle = opened[-1][1]
         self._segments = (*self._segments, *(segment for segment, _ in opened))
         self.flushed_end_offset = max(self.flushed_end_offset, opened[-1][0].base_offset)
-        self._directory_dirty = True
 
     def _undo(self, opened: list[tuple[Segment, AppendHandle]], cause: StorageError) -> None:
         """Brings the files back to what they were before the append: nothing of it was published."""
@@ -238,15 +238,19 @@ class Log:
         if self.flushed_end_offset < end or self._directory_dirty:
             try:
                 if self._handle is not None:
-                    self._handle.sync()
-                if self._directory_dirty:
-                    self._files.sync_dir(self._directory)
-                    self._directory_dirty = False
+                    self._make_durable(self._handle)
             except StorageError as error:
                 self._failure = error
                 raise
             self.flushed_end_offset = end
         return end
+
+    def _make_durable(self, handle: AppendHandle) -> None:
+        """A segment's bytes and its name."""
+        handle.sync()
+        if self._directory_dirty:
+            self._files.sync_dir(self._directory)
+            self._directory_dirty = False
 
     def advance_high_watermark(self, offset: int) -> None:
         """Raises the high watermark; it never goes back, and never past the end."""
