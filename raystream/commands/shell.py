@@ -7,6 +7,7 @@ import dataclasses
 import datetime as dt
 import decimal
 import json
+import logging
 import math
 import sys
 from argparse import Namespace
@@ -37,7 +38,9 @@ class Shell:
         """The cluster that `--address`, `--data-dir` and the environment name, as `raystream.connect()` finds it."""
         import raystream
 
-        return raystream.connect(self.args.address, data_dir=self.args.data_dir)
+        logging.getLogger("raystream").setLevel(logging.WARNING)  # a command says itself what it did
+        with self.err.status("connecting"):
+            return raystream.connect(self.args.address, data_dir=self.args.data_dir)
 
     def note(self, text: str) -> None:
         """One line for people, on stderr."""

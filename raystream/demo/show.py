@@ -11,7 +11,6 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from raystream.commands.shell import count_of
 from raystream.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -113,7 +112,7 @@ def summary(result: Reconciliation, outcome: Outcome | None) -> Table:
     if outcome is not None:
         rate = outcome.published / outcome.publish_seconds
         table.add_row(
-            "published", f"{rate:,.0f}/s", f"{count_of(outcome.published, 'record')} in {outcome.publish_seconds:.1f} s"
+            "published", f"{rate:,.0f}/s", f"{outcome.published:,} records in {outcome.publish_seconds:.1f} s"
         )
         if outcome.takeover_seconds is not None:
             table.add_row(
