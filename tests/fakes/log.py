@@ -230,6 +230,7 @@ class FakeCoordinator:
         member.owned = set(request.owned)
         self._assign()
         held = tuple((t, p, member.epoch) for t, p in sorted(member.assigned))
+        member.owned |= member.assigned  # told now: it holds them until it says otherwise
         owners = () if held else tuple((o.client, t, p) for o in self.members.values() for t, p in sorted(o.assigned))
         return m.HeartbeatReply(member_epoch=member.epoch, assigned=held, group_epoch=self.epoch, owners=owners)
 
