@@ -381,9 +381,9 @@ class Log:
         end = self.flush()
         self.producers.forget_expired()
         taken = self._save_producers(end)
-        for segment in self._segments:
-            segment.save_index()
         active = self._segments[-1] if self._segments else None
+        for segment in self._segments:
+            segment.save_index(durable=segment is not active)
         point = Checkpoint(
             topic_id=self._identity.topic_id,
             partition=self._identity.partition,

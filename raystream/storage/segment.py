@@ -135,16 +135,18 @@ class Segment:
     def seal(self) -> None:
         """Forgets what only an active segment needs."""
         self._recent = []
+        self.index_saved = False
 
-    def save_index(self) -> None:
-        """Writes the index file. Not synced: it can be rebuilt."""
+    def save_index(self, *, durable: bool) -> None:
+        """Writes the index file where it is not written yet. Of an active segment it need not be durable: it can be
+        rebuilt, and is written again."""
         tail, index = self._tail, self._index
         if self.index_saved or index is None:
             return
         coverage = Coverage(
             self._schema_id, self.base_offset, tail.end_offset, tail.size, tail.max_timestamp_ms, tail.first_append_ms
         )
-        self.files.write_atomically(self.index_path, index.to_bytes(coverage), durable=False)
+        self.files.write_atomically(self.index_path, index.to_bytes(coverage), durable=durable)
         self.index_saved = True
 
     # Looking up -----------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import random
 
 from hypothesis import HealthCheck, settings
@@ -76,7 +77,9 @@ class LogMachine(RuleBasedStateMachine):
         assert self.log.end_offset == before
 
     @precondition(lambda self: not self.broken)
-    @rule(nth=st.integers(1, 6), fault=st.sampled_from(FAULTS), rows=st.lists(st.integers(1, 4), max_size=6, min_size=1))
+    @rule(
+        nth=st.integers(1, 6), fault=st.sampled_from(FAULTS), rows=st.lists(st.integers(1, 4), max_size=6, min_size=1)
+    )
     def append_on_a_bad_disk(self, nth: int, fault: int, rows: list[int]) -> None:
         new = [self.batch(count, self.rng.choice([1, 1, 2]), None) for count in rows]
         end, content = self.log.end_offset, read_all(self.log)
@@ -103,7 +106,7 @@ class LogMachine(RuleBasedStateMachine):
     @rule()
     def fill_the_disk(self) -> None:
         used = self.files.capacity_bytes - self.files.free_bytes("")
-        values, encoded = self.batch(4, 1, None)
+        _, encoded = self.batch(4, 1, None)
         self.files.capacity_bytes = used + self.rng.randrange(len(encoded[0]))
         before = read_all(self.log)
         try:
@@ -193,7 +196,9 @@ class LogMachine(RuleBasedStateMachine):
     @precondition(lambda self: not self.broken)
     @rule(max_bytes=st.sampled_from([1, 900, 5_000, 1 << 30]))
     def holds_what_the_list_holds(self, max_bytes: int) -> None:
-        expected = [(offset, value) for offset, value in enumerate(sum(self.appended, [])) if offset >= self.start]
+        expected = [
+            (offset, value) for offset, value in enumerate(itertools.chain(*self.appended)) if offset >= self.start
+        ]
         assert self.log.start_offset == self.start
         assert read_all(self.log, max_bytes=max_bytes) == expected
 
