@@ -17,6 +17,9 @@ class Clock(Protocol):
     def monotonic_ms(self) -> float:
         """Milliseconds that never go back and run on while the machine sleeps."""
 
+    def sleep_ms(self, duration_ms: float) -> None:
+        """Waits on the calling thread."""
+
 
 class SystemClock:
     """The machine's clocks."""
@@ -26,6 +29,9 @@ class SystemClock:
 
     def monotonic_ms(self) -> float:
         return time.clock_gettime_ns(_RUNS_WHILE_ASLEEP) / 1e6
+
+    def sleep_ms(self, duration_ms: float) -> None:
+        time.sleep(duration_ms / 1000)
 
 
 class ManualClock:
@@ -40,6 +46,9 @@ class ManualClock:
 
     def monotonic_ms(self) -> float:
         return self._monotonic_ms
+
+    def sleep_ms(self, duration_ms: float) -> None:
+        self.advance(int(duration_ms))
 
     def advance(self, ms: int) -> None:
         """Moves both clocks forward by `ms` milliseconds."""

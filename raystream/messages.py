@@ -141,6 +141,8 @@ class ReplicaSpec:
     config: Mapping[str, Any]
     schemas: tuple[bytes, ...]
     """Serialized Arrow schemas; the schema id is the place in this tuple plus one."""
+    time_column: str | None = None
+    """The event-time column of a typed topic."""
     protocol: int = PROTOCOL
 
 
@@ -202,6 +204,8 @@ class PartitionMetadata:
     isr: tuple[int, ...]
     actor: str
     node_id: str
+    error: str = ""
+    """Why nobody serves the partition, where that will not pass by itself (a corrupt log, an unusable directory)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

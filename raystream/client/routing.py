@@ -22,6 +22,7 @@ from raystream.errors import (
     PartitionNotFound,
     RaystreamError,
     RequestTimeout,
+    StorageError,
     TopicNotFound,
 )
 from raystream.ports import ControllerPort, CoordinatorPort, Directory, PartitionPort
@@ -126,6 +127,8 @@ class Routing:
         found = metadata.partitions[partition]
         if not found.actor:
             self.forget(topic)
+            if found.error:
+                raise StorageError(f"partition {topic}-{partition} is offline: {found.error}")
             raise NotLeader(f"partition {topic}-{partition} has no leader at the moment")
         return Leader(
             self._directory.partition(found.actor), metadata.topic_id, found.leader_epoch, found.node_id, found.actor

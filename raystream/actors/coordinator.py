@@ -1,0 +1,271 @@
+"""The coordinator actor: consumer groups, their offsets, producer ids; its state is `__consumer_offsets`.
+
+Calls queue; one thread decides each on the state as it will be, appends all resulting records in one synced batch and
+only then answers. If the append fails, the state is thrown away and read anew from the log, so that memory never holds
+what the disk does not.
+
+Guarantees. A commit or a change of a group that answers survives a kill -9 of any actor. After RequestTimeout or
+ActorLost it may have happened; repeating it is safe.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+from raystream import batch as b
+from raystream import messages as m
+from raystream.actors import state_rows
+from raystream.actors.handles import RayDirectory
+from raystream.actors.metrics import LagMetrics
+from raystream.actors.writer import Ticket, Writer
+from raystream.client.admin import Admin
+from raystream.client.loop import BackgroundLoop
+from raystream.client.routing import Leader, Routing
+from raystream.clock import SystemClock
+from raystream.core.coordinator import Coordinator
+from raystream.core.groups import Decision
+from raystream.core.metadata import OFFSETS_TOPIC
+from raystream.errors import CoordinatorNotAvailable, RaystreamError
+from raystream.ports import ControllerPort
+
+logger = logging.getLogger("raystream.coordinator")
+
+PARTITION: Final = 0
+CALL_WAIT_MS: Final = 15_000.0
+APPEND_TIMEOUT_MS: Final = 10_000.0
+LOAD_TIMEOUT_MS: Final = 30_000.0
+LOAD_CHUNK_BYTES: Final = 8 << 20
+WATCH_WAIT_MS: Final = 20_000
+LAG_EVERY_S: Final = 5.0
+IDLE_MS: Final = 1_000.0
+
+Operation = Callable[[float], Decision]
+
+
+class CoordinatorActor:
+    """The shell around `core.coordinator.Coordinator`."""
+
+    def __init__(self, namespace: str) -> None:
+        self._clock = SystemClock()
+        self._loop = BackgroundLoop("raystream-coordinator-loop")
+        self._routing = Routing(RayDirectory(namespace), self._clock)
+        self._state: Coordinator | None = None
+        self._topics: dict[str, int] = {}
+        self._topics_known = threading.Event()
+        self._producer = (b.NO_PRODUCER_ID, 0)
+        self._metrics = LagMetrics()
+        self._writer: Writer[Operation] = Writer(
+            "raystream-coordinator", self._handle, idle_ms=self._idle_ms, broken=self._fail_stop
+        )
+        self._writer.start()
+        self._loop.submit(self._watch_topics())
+        self._loop.submit(self._publish_lag())
+
+    def pid(self) -> int:
+        """The process id, by which the broker watches this actor."""
+        return os.getpid()
+
+    def stop(self) -> None:
+        """Ends the thread; nothing is answered afterwards."""
+        self._writer.stop()
+        self._loop.stop()
+
+    # Calls ----------------------------------------------------------------------------------------------------------
+
+    def init_producer(self, request: m.InitProducerRequest) -> m.InitProducerReply:
+        """A producer id that nobody else has or had."""
+        return self._decide(request, lambda state, now: state.init_producer(request))
+
+    def heartbeat(self, request: m.HeartbeatRequest) -> m.HeartbeatReply:
+        """See `messages.HeartbeatRequest`."""
+        if not self._topics_known.wait(CALL_WAIT_MS / 1000):
+            raise CoordinatorNotAvailable("the coordinator does not know the topics yet")
+        return self._decide(request, lambda state, now: state.heartbeat(request, self._topics, now))
+
+    def commit(self, request: m.CommitRequest) -> m.Done:
+        """Durable when it answers."""
+        return self._decide(request, lambda state, now: state.commit(request))
+
+    def fetch_offsets(self, request: m.GroupRequest) -> tuple[m.CommittedOffset, ...]:
+        """The group's positions; empty for a group that has none."""
+        return self._decide(request, lambda state, now: state.fetch_offsets(request))
+
+    def list_groups(self, request: m.GroupRequest) -> tuple[m.GroupInfo, ...]:
+        """Every group."""
+        return self._decide(request, lambda state, now: state.list_groups(now))
+
+    def describe_group(self, request: m.GroupRequest) -> m.GroupInfo:
+        """One group. Raises GroupNotFound."""
+        return self._decide(request, lambda state, now: state.describe_group(request, now))
+
+    def delete_group(self, request: m.GroupRequest) -> m.Done:
+        """Forgets a group and its positions. Raises GroupNotEmpty, GroupNotFound."""
+        return self._decide(request, lambda state, now: state.delete_group(request))
+
+    def _decide(self, request: Any, operation: Callable[[Coordinator, float], Decision]) -> Any:
+        m.check_protocol(request.protocol)
+
+        def on_state(now_ms: float) -> Decision:
+            assert self._state is not None
+            return operation(self._state, now_ms)
+
+        return self._writer.submit(on_state).wait(CALL_WAIT_MS)
+
+    # On the coordinator's thread ------------------------------------------------------------------------------------
+
+    def _handle(self, tickets: list[Ticket[Operation]]) -> None:
+        try:
+            state = self._loaded()
+        except RaystreamError as error:
+            for ticket in tickets:
+                ticket.fail(CoordinatorNotAvailable(f"the coordinator is loading: {error}"))
+            return
+        now_ms = self._clock.monotonic_ms()
+        records: list[Any] = []
+        answers: list[tuple[Ticket[Operation], Any]] = []
+        for ticket in tickets:
+            try:
+                decision = ticket.work(now_ms)
+            except RaystreamError as error:
+                ticket.fail(error)
+                continue
+            self._replay(state, decision, records)
+            answers.append((ticket, decision.reply))
+        self._replay(state, state.expire(now_ms), records)
+        try:
+            if records:
+                self._append(state.encode(records))
+        except Exception as error:
+            self._state = None
+            failure = CoordinatorNotAvailable(f"the coordinator could not write its log: {error}")
+            for ticket, _ in answers:
+                ticket.fail(failure)
+            return
+        for ticket, reply in answers:
+            ticket.answer(reply)
+
+    def _replay(self, state: Coordinator, decision: Decision, records: list[Any]) -> None:
+        for record in decision.records:
+            state.replay(record, self._clock.monotonic_ms())
+        records.extend(decision.records)
+
+    def _idle_ms(self) -> float | None:
+        if self._state is None:
+            return IDLE_MS
+        due_ms = self._state.next_expiry_ms()
+        return None if due_ms is None else min(IDLE_MS, due_ms - self._clock.monotonic_ms())
+
+    def _loaded(self) -> Coordinator:
+        if self._state is None:
+            state = self._loop.run(self._read_log())
+            self._producer = (b.NO_PRODUCER_ID, 0)
+            own = state.init_producer(m.InitProducerRequest())
+            records: list[Any] = []
+            self._replay(state, own, records)
+            if records:
+                self._append(state.encode(records))
+            self._producer = (own.reply.producer_id, 0)
+            self._state = state
+        return self._state
+
+    async def _read_log(self) -> Coordinator:
+        state = Coordinator()
+        offset = 0
+        while True:
+            reply = await self._routing.call_partition(OFFSETS_TOPIC, PARTITION, partial(self._fetch, offset))
+            offset = max(offset, reply.log_start_offset)
+            for chunk in reply.chunks:
+                for row_offset, key, value in state_rows.decode(chunk):
+                    if row_offset >= offset:
+                        state.replay_row(key, value, self._clock.monotonic_ms())
+                        offset = row_offset + 1
+            if offset >= reply.high_watermark:
+                return state
+
+    async def _fetch(self, offset: int, leader: Leader, left_ms: float) -> m.FetchReply:
+        request = m.FetchRequest(
+            topic_id=leader.topic_id,
+            partition=PARTITION,
+            offset=offset,
+            leader_epoch=leader.epoch,
+            max_bytes=LOAD_CHUNK_BYTES,
+        )
+        return await leader.port.fetch(request, timeout_ms=left_ms)
+
+    def _append(self, pairs: list[state_rows.Pair]) -> None:
+        """One batch, synced. The sequence makes a repeated call count once."""
+        producer_id, sequence = self._producer
+        encoded: dict[str, memoryview] = {}
+
+        async def call(leader: Leader, left_ms: float) -> m.AppendReply:
+            batch = encoded.get(leader.topic_id)
+            if batch is None:
+                batch = encoded[leader.topic_id] = state_rows.encode(
+                    pairs,
+                    topic_id=leader.topic_id,
+                    partition=PARTITION,
+                    now_ms=self._clock.now_ms(),
+                    producer_id=producer_id,
+                    base_sequence=sequence if producer_id != b.NO_PRODUCER_ID else b.NO_SEQUENCE,
+                )
+            request = m.AppendRequest(topic_id=leader.topic_id, partition=PARTITION, leader_epoch=leader.epoch)
+            return await leader.port.append(request, batch, timeout_ms=left_ms)
+
+        self._loop.run(self._routing.call_partition(OFFSETS_TOPIC, PARTITION, call, timeout_ms=APPEND_TIMEOUT_MS))
+        self._producer = (producer_id, b.advance_sequence(sequence, len(pairs)))
+
+    def _fail_stop(self, error: BaseException) -> None:
+        traceback.print_exception(error)
+        sys.stderr.flush()
+        os._exit(1)  # the broker starts a successor, which reads the log
+
+    # On the loop ----------------------------------------------------------------------------------------------------
+
+    async def _watch_topics(self) -> None:
+        """Keeps the partition counts up to date; positions in topics that are gone are dropped."""
+        version = -1
+        while True:
+            request = m.MetadataRequest(known_version=version, max_wait_ms=WATCH_WAIT_MS)
+            try:
+                reply = await self._routing.call_controller(partial(_metadata, request))
+            except RaystreamError as error:
+                logger.debug("no metadata at the moment: %s", error)
+                await asyncio.sleep(0.5)
+                continue
+            version = reply.version
+            if reply.topics is None:
+                continue
+            topics = {topic.name: len(topic.partitions) for topic in reply.topics}
+            gone = set(self._topics) - set(topics)
+            self._topics = topics
+            self._topics_known.set()
+            if gone:
+                self._writer.submit(partial(self._drop, gone))
+
+    def _drop(self, topics: set[str], _now_ms: float) -> Decision:
+        assert self._state is not None
+        return self._state.drop_topics(topics)
+
+    async def _publish_lag(self) -> None:
+        admin = Admin(self._routing)
+        while True:
+            await asyncio.sleep(LAG_EVERY_S)
+            try:
+                for group in await admin.groups():
+                    for row in group.partition_list:
+                        if row.lag is not None:
+                            self._metrics.publish(group.name, row.topic, row.partition, row.lag)
+            except RaystreamError as error:
+                logger.debug("no lag at the moment: %s", error)
+
+
+async def _metadata(request: m.MetadataRequest, controller: ControllerPort, left_ms: float) -> m.MetadataReply:
+    return await controller.metadata(request, timeout_ms=left_ms + request.max_wait_ms)

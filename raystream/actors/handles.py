@@ -1,0 +1,204 @@
+"""Turns Ray handles into ports: awaits with a deadline, and turns Ray's errors into raystream's.
+
+Nobody outside `actors/` holds a Ray handle.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final
+
+import pyarrow as pa
+import ray
+from ray import exceptions as ray_errors
+
+from raystream import messages as m
+from raystream.actors.launch import APPEND, CONTROL, FETCH, find_actor
+from raystream.batch import Bytes
+from raystream.config import INLINE_LIMIT_BYTES
+from raystream.errors import ActorLost, ClusterGone, RaystreamError, RequestTimeout, Unavailable
+
+BROKER: Final = "raystream-broker"
+
+
+async def call(method: Any, *args: Any, timeout_ms: float) -> Any:
+    """One call across an actor border. Raises the other side's error, RequestTimeout or ActorLost."""
+    try:
+        return await asyncio.wait_for(method.remote(*args), timeout_ms / 1000)
+    except RaystreamError:
+        raise
+    except Exception as error:
+        raise translated(error, timeout_ms) from error
+
+
+def wait_for(reference: Any, timeout_ms: float) -> Any:
+    """The value of a reference, for actors that wait on one of their own threads. Raises as `call` does."""
+    try:
+        return ray.get(reference, timeout=timeout_ms / 1000)
+    except RaystreamError:
+        raise
+    except Exception as error:
+        raise translated(error, timeout_ms) from error
+
+
+def translated(error: Exception, timeout_ms: float) -> Exception:
+    """Ray's error as one of raystream's tree; a fault of the program itself stays what it is."""
+    if isinstance(error, ray_errors.RayTaskError):
+        cause = error.cause
+        return cause if isinstance(cause, Exception) else error
+    if isinstance(error, (asyncio.TimeoutError, ray_errors.GetTimeoutError, TimeoutError)):
+        return RequestTimeout(f"no answer within {timeout_ms:.0f} ms")
+    if isinstance(error, (ray_errors.RayActorError, ray_errors.ActorUnavailableError, ray_errors.ObjectLostError)):
+        return ActorLost(f"the actor died or cannot be reached ({type(error).__name__})")
+    if not ray.is_initialized():
+        return ClusterGone("Ray has shut down in this process: connect again")
+    if isinstance(error, ray_errors.RayError):
+        return ActorLost(f"Ray could not complete the call ({type(error).__name__}: {error})")
+    return error
+
+
+class RayPartition:
+    """PartitionPort over a partition actor."""
+
+    def __init__(self, handle: Any) -> None:
+        self._append = handle.append.options(concurrency_group=APPEND)
+        self._fetch = handle.fetch.options(concurrency_group=FETCH)
+        self._list_offsets = handle.list_offsets.options(concurrency_group=CONTROL)
+        self._delete_records = handle.delete_records.options(concurrency_group=CONTROL)
+        self._status = handle.status.options(concurrency_group=CONTROL)
+
+    async def append(self, request: m.AppendRequest, batch: Bytes, *, timeout_ms: float) -> m.AppendReply:
+        # bytes travel cheapest inside the call, an Arrow buffer goes through shared memory without a copy
+        payload = bytes(batch) if len(batch) <= INLINE_LIMIT_BYTES else pa.py_buffer(batch)
+        reply: m.AppendReply = await call(self._append, request, payload, timeout_ms=timeout_ms)
+        return reply
+
+    async def fetch(self, request: m.FetchRequest, *, timeout_ms: float) -> m.FetchReply:
+        reply: m.FetchReply = await call(self._fetch, request, timeout_ms=timeout_ms)
+        return reply
+
+    async def list_offsets(self, request: m.ListOffsetsRequest, *, timeout_ms: float) -> m.OffsetReply:
+        reply: m.OffsetReply = await call(self._list_offsets, request, timeout_ms=timeout_ms)
+        return reply
+
+    async def delete_records(self, request: m.DeleteRecordsRequest, *, timeout_ms: float) -> m.OffsetReply:
+        reply: m.OffsetReply = await call(self._delete_records, request, timeout_ms=timeout_ms)
+        return reply
+
+    async def status(self, *, timeout_ms: float) -> tuple[m.ReplicaStatus, ...]:
+        reply: tuple[m.ReplicaStatus, ...] = await call(self._status, timeout_ms=timeout_ms)
+        return reply
+
+
+class RayController:
+    """ControllerPort over a broker actor."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+        self._metadata = handle.metadata.options(concurrency_group=FETCH)
+
+    async def metadata(self, request: m.MetadataRequest, *, timeout_ms: float) -> m.MetadataReply:
+        reply: m.MetadataReply = await call(self._metadata, request, timeout_ms=timeout_ms)
+        return reply
+
+    async def create_topic(self, request: m.CreateTopicRequest, *, timeout_ms: float) -> m.TopicMetadata:
+        return await self._change("create_topic", request, timeout_ms)
+
+    async def alter_topic(self, request: m.AlterTopicRequest, *, timeout_ms: float) -> m.TopicMetadata:
+        return await self._change("alter_topic", request, timeout_ms)
+
+    async def delete_topic(self, request: m.DeleteTopicRequest, *, timeout_ms: float) -> m.Done:
+        reply: m.Done = await self._change("delete_topic", request, timeout_ms)
+        return reply
+
+    async def _change(self, name: str, request: Any, timeout_ms: float) -> Any:
+        method = getattr(self._handle, name).options(concurrency_group=APPEND)
+        return await call(method, request, timeout_ms=timeout_ms)
+
+
+class RayCoordinator:
+    """CoordinatorPort over a coordinator actor."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+        self._heartbeat = handle.heartbeat.options(concurrency_group=FETCH)
+        self._commit = handle.commit.options(concurrency_group=APPEND)
+
+    async def heartbeat(self, request: m.HeartbeatRequest, *, timeout_ms: float) -> m.HeartbeatReply:
+        reply: m.HeartbeatReply = await call(self._heartbeat, request, timeout_ms=timeout_ms)
+        return reply
+
+    async def commit(self, request: m.CommitRequest, *, timeout_ms: float) -> m.Done:
+        reply: m.Done = await call(self._commit, request, timeout_ms=timeout_ms)
+        return reply
+
+    async def init_producer(self, request: m.InitProducerRequest, *, timeout_ms: float) -> m.InitProducerReply:
+        reply: m.InitProducerReply = await self._ask("init_producer", request, timeout_ms)
+        return reply
+
+    async def fetch_offsets(self, request: m.GroupRequest, *, timeout_ms: float) -> tuple[m.CommittedOffset, ...]:
+        reply: tuple[m.CommittedOffset, ...] = await self._ask("fetch_offsets", request, timeout_ms)
+        return reply
+
+    async def list_groups(self, request: m.GroupRequest, *, timeout_ms: float) -> tuple[m.GroupInfo, ...]:
+        reply: tuple[m.GroupInfo, ...] = await self._ask("list_groups", request, timeout_ms)
+        return reply
+
+    async def describe_group(self, request: m.GroupRequest, *, timeout_ms: float) -> m.GroupInfo:
+        reply: m.GroupInfo = await self._ask("describe_group", request, timeout_ms)
+        return reply
+
+    async def delete_group(self, request: m.GroupRequest, *, timeout_ms: float) -> m.Done:
+        reply: m.Done = await self._ask("delete_group", request, timeout_ms)
+        return reply
+
+    async def _ask(self, name: str, request: Any, timeout_ms: float) -> Any:
+        method = getattr(self._handle, name).options(concurrency_group=CONTROL)
+        return await call(method, request, timeout_ms=timeout_ms)
+
+
+class RayDirectory:
+    """Finds raystream's actors by their names in one Ray namespace. Handles are cached until a call is lost."""
+
+    def __init__(self, namespace: str) -> None:
+        self._namespace = namespace
+        self._node_id = ray.get_runtime_context().get_node_id()
+        self._partitions: dict[str, RayPartition] = {}
+        self._coordinators: dict[str, RayCoordinator] = {}
+        self.gone: ClusterGone | None = None
+
+    @property
+    def node_id(self) -> str:
+        return self._node_id
+
+    async def controller(self) -> RayController:
+        return RayController(self._find(BROKER))
+
+    def partition(self, actor: str) -> RayPartition:
+        self._refuse_gone()
+        port = self._partitions.get(actor)
+        if port is None:
+            port = self._partitions[actor] = RayPartition(self._find(actor))
+        return port
+
+    def coordinator(self, actor: str) -> RayCoordinator:
+        self._refuse_gone()
+        port = self._coordinators.get(actor)
+        if port is None:
+            port = self._coordinators[actor] = RayCoordinator(self._find(actor))
+        return port
+
+    def _find(self, name: str) -> Any:
+        self._refuse_gone()
+        if not ray.is_initialized():
+            raise ClusterGone("Ray has shut down in this process: connect again")
+        try:
+            return find_actor(name, self._namespace)
+        except RaystreamError:
+            raise
+        except Exception as error:
+            raise Unavailable(f"Ray cannot look up the actor {name!r}: {error}") from error
+
+    def _refuse_gone(self) -> None:
+        if self.gone is not None:
+            raise self.gone

@@ -1,0 +1,58 @@
+"""Watching processes of this machine: the moment one is gone is known at once, without asking Ray."""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+POLL_S: Final = 0.1
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process with that id runs on this machine (a zombie does not)."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return not _is_zombie(pid)
+
+
+def when_gone(pid: int, then: Callable[[], None]) -> None:
+    """Calls `then` on a thread of its own as soon as the process is gone (at once if it is gone already)."""
+
+    def wait() -> None:
+        _wait_until_gone(pid)
+        then()
+
+    threading.Thread(target=wait, name=f"raystream-watch-{pid}", daemon=True).start()
+
+
+def _wait_until_gone(pid: int) -> None:
+    if not hasattr(os, "pidfd_open"):
+        while is_alive(pid):
+            time.sleep(POLL_S)
+        return
+    try:
+        descriptor = os.pidfd_open(pid)
+    except OSError:
+        return
+    try:
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        poll.poll()
+    finally:
+        os.close(descriptor)
+
+
+def _is_zombie(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return False

@@ -1,0 +1,112 @@
+"""One thread that owns some state: calls enqueue and wait, the thread takes all that has queued and answers each.
+
+What queues while the thread works is handled together in the next round; that is what makes a group commit.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+from raystream.errors import Closed, Overloaded, RequestTimeout
+
+Work = TypeVar("Work")
+
+
+class Ticket(Generic[Work]):
+    """One call's place in the queue. Exactly one of `answer` and `fail` counts; later ones are ignored."""
+
+    __slots__ = ("_done", "_error", "_result", "work")
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        self._done = threading.Event()
+        self._result: Any = None
+        self._error: BaseException | None = None
+
+    def answer(self, result: Any) -> None:
+        if not self._done.is_set():
+            self._result = result
+            self._done.set()
+
+    def fail(self, error: BaseException) -> None:
+        if not self._done.is_set():
+            self._error = error
+            self._done.set()
+
+    @property
+    def settled(self) -> bool:
+        return self._done.is_set()
+
+    def wait(self, timeout_ms: float) -> Any:
+        """The answer. Raises the failure, or RequestTimeout: the outcome is unknown."""
+        if not self._done.wait(timeout_ms / 1000):
+            raise RequestTimeout(f"the actor did not get to the call within {timeout_ms:.0f} ms")
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+
+class Writer(Generic[Work]):
+    """The thread and its bounded queue. `handle(tickets)` runs on the thread, with [] when only `idle_ms` passed."""
+
+    def __init__(
+        self,
+        name: str,
+        handle: Callable[[list[Ticket[Work]]], None],
+        *,
+        idle_ms: Callable[[], float | None] = lambda: None,
+        max_queued: int = 4096,
+        broken: Callable[[BaseException], None],
+    ) -> None:
+        self._handle = handle
+        self._idle_ms = idle_ms
+        self._broken = broken
+        self._max_queued = max_queued
+        self._queue: list[Ticket[Work]] = []
+        self._wake = threading.Condition()
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def submit(self, work: Work) -> Ticket[Work]:
+        """Queues `work`. Raises Overloaded at the bound, Closed after `stop`."""
+        ticket = Ticket(work)
+        with self._wake:
+            if self._stopped:
+                raise Closed("the actor is stopping")
+            if len(self._queue) >= self._max_queued:
+                raise Overloaded(f"{self._max_queued} calls are waiting in the actor")
+            self._queue.append(ticket)
+            self._wake.notify()
+        return ticket
+
+    def stop(self, timeout_s: float = 10.0) -> None:
+        """Handles what has queued, then ends the thread."""
+        with self._wake:
+            self._stopped = True
+            self._wake.notify()
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        try:
+            while True:
+                with self._wake:
+                    if not self._queue and not self._stopped:
+                        idle_ms = self._idle_ms()
+                        self._wake.wait(None if idle_ms is None else max(idle_ms, 0.0) / 1000)
+                    tickets, self._queue = self._queue, []
+                    if not tickets and self._stopped:
+                        return
+                self._handle(tickets)
+        except BaseException as error:
+            with self._wake:
+                self._stopped = True
+                left, self._queue = self._queue, []
+            for ticket in left:
+                ticket.fail(Closed("the actor stopped"))
+            self._broken(error)

@@ -1,0 +1,345 @@
+"""What an administrator asks: topics, groups, brokers, health. Coroutines over `Routing`; knows no Ray."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import pyarrow as pa
+
+from raystream import messages as m
+from raystream.client import positions
+from raystream.client.routing import Leader, Routing
+from raystream.errors import InvalidArgument, InvalidRecord, RaystreamError, TopicNotFound
+from raystream.schema import stored_schema
+from raystream.types import (
+    BrokerDescription,
+    GroupDescription,
+    Health,
+    MemberDescription,
+    PartitionDescription,
+    PartitionLag,
+    Rows,
+    TopicDescription,
+    TopicPartition,
+)
+
+CHANGE_TIMEOUT_MS: Final = 60_000.0
+STATUS_TIMEOUT_MS: Final = 10_000.0
+_KEY_TYPES: Final = "string, binary or integer"
+
+
+class Admin:
+    """One client's administrator. Used on one event loop only."""
+
+    def __init__(self, routing: Routing) -> None:
+        self._routing = routing
+
+    # Topics ---------------------------------------------------------------------------------------------------------
+
+    async def create_topic(
+        self,
+        name: str,
+        *,
+        partitions: int,
+        replication_factor: int | None,
+        schema: Any,
+        key: str | None,
+        time: str | None,
+        config: Mapping[str, Any],
+        exist_ok: bool,
+    ) -> TopicDescription:
+        """Creates a topic and waits until it is served. See `Cluster.create_topic`."""
+        request = m.CreateTopicRequest(
+            name=name,
+            partitions=_integer("partitions", partitions),
+            replication_factor=None
+            if replication_factor is None
+            else _integer("replication_factor", replication_factor),
+            schema=_serialized(schema, key, time),
+            key=key,
+            time=time,
+            config=dict(config),
+            exist_ok=exist_ok,
+        )
+        topic = await self._routing.call_controller(
+            lambda port, left: port.create_topic(request, timeout_ms=max(left, CHANGE_TIMEOUT_MS)),
+            timeout_ms=CHANGE_TIMEOUT_MS,
+        )
+        self._routing.forget(name)
+        return await self._describe(topic)
+
+    async def topics(self) -> Rows[TopicDescription]:
+        """Every topic that is not internal."""
+        reply = await self._routing.metadata()
+        return Rows(await asyncio.gather(*(self._describe(topic) for topic in reply.topics or ())))
+
+    async def describe_topic(self, name: str) -> TopicDescription:
+        """One topic with its partitions. Raises TopicNotFound."""
+        self._routing.forget(name)
+        return await self._describe(await self._routing.topic(name))
+
+    async def alter_topic(
+        self, name: str, config: Mapping[str, Any], partitions: int | None = None
+    ) -> TopicDescription:
+        """Changes settings (None: back to the default) or raises the number of partitions."""
+        request = m.AlterTopicRequest(name=name, config=dict(config), partitions=partitions)
+        topic = await self._routing.call_controller(
+            lambda port, left: port.alter_topic(request, timeout_ms=max(left, CHANGE_TIMEOUT_MS)),
+            timeout_ms=CHANGE_TIMEOUT_MS,
+        )
+        self._routing.forget(name)
+        return await self._describe(topic)
+
+    async def delete_topic(self, name: str) -> None:
+        """Deletes a topic with its records and its groups' positions in it. Raises TopicNotFound."""
+        request = m.DeleteTopicRequest(name=name)
+        await self._routing.call_controller(
+            lambda port, left: port.delete_topic(request, timeout_ms=max(left, CHANGE_TIMEOUT_MS)),
+            timeout_ms=CHANGE_TIMEOUT_MS,
+        )
+        self._routing.forget(name)
+
+    async def delete_records(self, name: str, before: Mapping[int, int]) -> dict[int, int]:
+        """Deletes what lies below an offset per partition (-1: everything). Answers the new start offsets."""
+
+        async def one(partition: int, offset: int) -> int:
+            async def call(leader: Leader, left_ms: float) -> m.OffsetReply:
+                request = m.DeleteRecordsRequest(
+                    topic_id=leader.topic_id, partition=partition, before_offset=_integer("offset", offset)
+                )
+                return await leader.port.delete_records(request, timeout_ms=left_ms)
+
+            return (await self._routing.call_partition(name, partition, call)).offset
+
+        starts = await asyncio.gather(*(one(partition, offset) for partition, offset in before.items()))
+        return dict(zip(before, starts, strict=True))
+
+    async def _describe(self, topic: m.TopicMetadata) -> TopicDescription:
+        statuses = await self._statuses(topic)
+        rows = Rows(_partition(topic, p, statuses.get(p.partition)) for p in topic.partitions)
+        return TopicDescription(
+            name=topic.name,
+            kind="typed" if topic.typed else "raw",
+            partitions=len(topic.partitions),
+            replication_factor=topic.replication_factor,
+            records=sum(row.end_offset - row.start_offset for row in rows),
+            size_bytes=sum(row.size_bytes for row in rows),
+            key=topic.key,
+            time=topic.time,
+            id=topic.topic_id,
+            schema=pa.ipc.read_schema(pa.py_buffer(topic.schemas[-1])) if topic.typed else None,
+            config=dict(topic.config),
+            partition_list=rows,
+        )
+
+    async def _statuses(self, topic: m.TopicMetadata) -> dict[int, m.ReplicaStatus]:
+        """What each partition's leader holds; partitions that do not answer are left out."""
+
+        async def ask(partition: int) -> tuple[m.ReplicaStatus, ...]:
+            async def call(leader: Leader, left_ms: float) -> tuple[m.ReplicaStatus, ...]:
+                return await leader.port.status(timeout_ms=left_ms)
+
+            try:
+                return await self._routing.call_partition(topic.name, partition, call, timeout_ms=STATUS_TIMEOUT_MS)
+            except RaystreamError:
+                return ()
+
+        per_actor = {p.actor: p.partition for p in topic.partitions}  # packed partitions answer together
+        answers = await asyncio.gather(*(ask(partition) for partition in per_actor.values()))
+        return {s.partition: s for answer in answers for s in answer if s.topic_id == topic.topic_id}
+
+    # Groups ---------------------------------------------------------------------------------------------------------
+
+    async def groups(self) -> Rows[GroupDescription]:
+        """Every consumer group."""
+        infos = await self._routing.call_coordinator(
+            lambda port, left: port.list_groups(m.GroupRequest(), timeout_ms=left)
+        )
+        return Rows(await asyncio.gather(*(self._group(info) for info in infos)))
+
+    async def describe_group(self, group: str) -> GroupDescription:
+        """One group with its members and its lag per partition. Raises GroupNotFound."""
+        info = await self._routing.call_coordinator(
+            lambda port, left: port.describe_group(m.GroupRequest(group=group), timeout_ms=left)
+        )
+        return await self._group(info)
+
+    async def lag(self, group: str) -> Rows[PartitionLag]:
+        """How far the group is behind, per partition. Raises GroupNotFound."""
+        return (await self.describe_group(group)).partition_list
+
+    async def reset_offsets(self, group: str, topic: str, to: Any, dry_run: bool = False) -> dict[TopicPartition, int]:
+        """Moves the group's positions. Raises GroupNotEmpty while it has members."""
+        place = positions.parse(to, [topic], now_ms=self._routing.clock.now_ms(), what="to")
+        partitions = await positions.partitions_of(self._routing, topic)
+        if place.offsets is not None:
+            partitions = list(place.offsets)
+        offsets = await positions.resolve(self._routing, place, partitions)
+        if not dry_run:
+            request = m.CommitRequest(
+                group=group,
+                offsets=tuple(m.CommittedOffset(tp.topic, tp.partition, offset) for tp, offset in offsets.items()),
+            )
+            await self._routing.call_coordinator(lambda port, left: port.commit(request, timeout_ms=left))
+        return offsets
+
+    async def delete_group(self, group: str) -> None:
+        """Forgets a group and its positions. Raises GroupNotEmpty, GroupNotFound."""
+        await self._routing.call_coordinator(
+            lambda port, left: port.delete_group(m.GroupRequest(group=group), timeout_ms=left)
+        )
+
+    async def _group(self, info: m.GroupInfo) -> GroupDescription:
+        owners = {TopicPartition(*owned): member.client for member in info.members for owned in member.owned}
+        committed = {TopicPartition(o.topic, o.partition): o.offset for o in info.offsets}
+        topics = sorted({*info.topics, *(tp.topic for tp in committed)})
+        rows: Rows[PartitionLag] = Rows()
+        for topic in topics:
+            try:
+                metadata = await self._routing.topic(topic)
+            except TopicNotFound:
+                continue
+            statuses = await self._statuses(metadata)
+            for partition, status in sorted(statuses.items()):
+                at = TopicPartition(topic, partition)
+                position = committed.get(at)
+                lag = None if position is None else max(0, status.end_offset - max(position, status.start_offset))
+                rows.append(PartitionLag(topic, partition, position, status.end_offset, lag, owners.get(at)))
+        members = Rows(
+            MemberDescription(
+                member.member_id,
+                member.client,
+                member.epoch,
+                tuple(TopicPartition(*owned) for owned in member.owned),
+                member.last_heartbeat_ms_ago,
+            )
+            for member in info.members
+        )
+        known = [row.lag for row in rows if row.lag is not None]
+        return GroupDescription(
+            name=info.group,
+            state=info.state,
+            epoch=info.epoch,
+            topics=tuple(topics),
+            members=len(members),
+            lag=sum(known) if known else None,
+            member_list=members,
+            partition_list=rows,
+        )
+
+    # Brokers --------------------------------------------------------------------------------------------------------
+
+    async def brokers(self) -> Rows[BrokerDescription]:
+        """Every broker."""
+        reply = await self._routing.metadata(())
+        return Rows(
+            BrokerDescription(
+                broker_id=broker.broker_id,
+                node=broker.node,
+                state="running",
+                partitions=broker.replicas,
+                data_dir=broker.data_dir,
+                free_bytes=broker.free_bytes,
+                pid=broker.pid,
+                controller=broker.controller,
+            )
+            for broker in reply.brokers
+        )
+
+    async def health(self) -> Health:
+        """Whether every partition is served and the coordinator answers, with a sentence for what is not."""
+        reply = await self._routing.metadata(internal=True)
+        topics = reply.topics or ()
+        problems = [
+            f"partition {topic.name}-{p.partition} is offline: {p.error or 'its actor is starting'}"
+            for topic in topics
+            for p in topic.partitions
+            if not p.actor
+        ]
+        offline = len(problems)
+        if not any(broker.coordinator for broker in reply.brokers):
+            problems.append("the group coordinator is starting")
+        users = [topic for topic in topics if not topic.name.startswith("__")]
+        return Health(
+            ok=not problems,
+            brokers=len(reply.brokers),
+            topics=len(users),
+            partitions=sum(len(topic.partitions) for topic in users),
+            offline_partitions=offline,
+            problems=tuple(problems),
+        )
+
+
+def _partition(topic: m.TopicMetadata, p: m.PartitionMetadata, status: m.ReplicaStatus | None) -> PartitionDescription:
+    return PartitionDescription(
+        topic=topic.name,
+        partition=p.partition,
+        leader=p.leader if p.actor else None,
+        leader_epoch=p.leader_epoch,
+        replicas=p.replicas,
+        isr=p.isr,
+        start_offset=status.start_offset if status else 0,
+        end_offset=status.end_offset if status else 0,
+        size_bytes=status.size_bytes if status else 0,
+        segments=status.segments if status else 0,
+    )
+
+
+def arrow_schema(source: Any) -> pa.Schema:
+    """The Arrow schema of a schema, a frame, or anything with `__arrow_c_schema__` or `__arrow_c_stream__`."""
+    if isinstance(source, pa.Schema):
+        return source
+    schema = getattr(source, "schema", None)
+    if isinstance(schema, pa.Schema):
+        return schema
+    try:
+        if hasattr(source, "__arrow_c_schema__"):
+            return pa.schema(source)
+        if hasattr(source, "__arrow_c_stream__"):
+            return pa.RecordBatchReader.from_stream(source).schema
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise InvalidRecord(f"Arrow cannot take a schema from this {type(source).__name__}: {error}") from None
+    raise InvalidArgument(f"schema must be a pyarrow.Schema or a frame to take it from, not {type(source).__name__}")
+
+
+def _serialized(source: Any, key: str | None, time: str | None) -> bytes | None:
+    if source is None:
+        if key is not None or time is not None:
+            raise InvalidArgument("key= and time= name columns of a typed topic: give its schema= as well")
+        return None
+    schema = stored_schema(arrow_schema(source))
+    if key is not None:
+        kind = _column(schema, key, "key").type
+        if not (pa.types.is_integer(kind) or _is_bytes(kind)):
+            raise InvalidArgument(f"the key column {key!r} is {kind}; a key is {_KEY_TYPES}")
+    if time is not None:
+        kind = _column(schema, time, "time").type
+        if not (pa.types.is_timestamp(kind) or kind == pa.int64()):
+            raise InvalidArgument(f"the time column {time!r} is {kind}; it must be a timestamp, or int64 milliseconds")
+    data: bytes = schema.serialize().to_pybytes()
+    return data
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    checks: Sequence[Any] = (
+        pa.types.is_string,
+        pa.types.is_large_string,
+        pa.types.is_binary,
+        pa.types.is_large_binary,
+        pa.types.is_fixed_size_binary,
+    )
+    return any(check(kind) for check in checks)
+
+
+def _column(schema: pa.Schema, name: str, role: str) -> pa.Field:
+    if name not in schema.names:
+        raise InvalidArgument(f"{role}={name!r} is not a column of the schema: {', '.join(schema.names)}")
+    return schema.field(name)
+
+
+def _integer(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise InvalidArgument(f"{name} must be an integer, not {value!r}")
+    return int(value)

@@ -1,0 +1,364 @@
+"""`connect()` and the `Cluster` it returns: the one place that joins actors and clients."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Final, Self
+
+from raystream.actors.session import Session, open_session
+from raystream.client.admin import Admin, arrow_schema
+from raystream.client.consumer import Consumer
+from raystream.client.loop import BackgroundLoop
+from raystream.client.producer import Producer
+from raystream.client.reader import View
+from raystream.client.routing import Routing
+from raystream.clock import SystemClock
+from raystream.config import ConsumerConfig, ProducerConfig, build
+from raystream.errors import Closed, TopicNotFound
+from raystream.jobs import ConsumerJob
+from raystream.types import (
+    EARLIEST,
+    LATEST,
+    BrokerDescription,
+    GroupDescription,
+    Health,
+    PartitionLag,
+    Position,
+    Rows,
+    TopicDescription,
+    TopicPartition,
+    WriteResult,
+)
+
+logger = logging.getLogger("raystream")
+
+DEAD_LETTER_WAIT_S: Final = 60.0
+
+
+def connect(
+    address: str | None = None,
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    namespace: str = "raystream",
+) -> Cluster:
+    """Finds the raystream cluster at hand, or starts one.
+
+    Without an address: the Ray this process is in (task, actor, earlier `ray.init`); `$RAY_ADDRESS`; the live cluster
+    that owns the data directory; else a new local Ray whose data lies in `data_dir`, `$RAYSTREAM_DATA` or
+    `./.raystream`. `"auto"` and `"host:port"` name a Ray cluster; raystream is brought up on it if it is absent, with
+    its data in `data_dir`, `$RAYSTREAM_DATA` or `~/.raystream` on the node.
+
+    Raises ClusterNotFound, DataDirectoryInUse (names pid and path), DataDirectoryUnusable.
+    """
+    _show_notices()
+    cluster = Cluster(open_session(address, data_dir, namespace))
+    names = [topic.name for topic in cluster._topic_metadata()]
+    listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    logger.info("connected to %s, data in %s, topics: %s", cluster.address, cluster.data_dir, listed or "none yet")
+    return cluster
+
+
+def _show_notices() -> None:
+    """One line at a time on stderr for what a user should know, unless the program set logging up itself."""
+    if not logger.handlers and not logging.getLogger().handlers and logger.level == logging.NOTSET:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("raystream: %(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+
+
+class Cluster:
+    """A connection to a raystream cluster. Thread-safe; a context manager; can be pickled into Ray tasks and actors.
+
+    Calls raise RequestTimeout when no answer comes within their deadline, ClusterGone once the cluster's owner has
+    exited, and otherwise the errors they name. Closing stops only what this process started; the data stays.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._loop = BackgroundLoop()
+        self._routing = Routing(session.directory, SystemClock())
+        self._admin = Admin(self._routing)
+        self._producers: list[Producer] = []
+        self._closed = False
+
+    # The connection -------------------------------------------------------------------------------------------------
+
+    @property
+    def address(self) -> str:
+        """The Ray address, "host:port"."""
+        return self._session.address
+
+    @property
+    def data_dir(self) -> str:
+        """Where the cluster keeps its data, on its own node."""
+        return self._session.data_dir
+
+    def close(self) -> None:
+        """Closes this object's producers and consumers and lets go of the cluster."""
+        if self._closed:
+            return
+        self._closed = True
+        errors = []
+        for producer in self._producers:
+            try:
+                producer.close()
+            except Exception as error:
+                errors.append(error)
+        self._loop.stop()
+        self._session.release()
+        if errors:
+            raise errors[0]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Callable[[str], Cluster], tuple[str]]:
+        return _reconnect, (self._session.namespace,)
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"at {self.address}, data in {self.data_dir}"
+        return f"<raystream cluster {state}>"
+
+    def _repr_html_(self) -> str:
+        return f"<p><b>raystream</b> at {self.address}, data in <code>{self.data_dir}</code></p>" + (
+            "" if self._closed else self.topics()._repr_html_()
+        )
+
+    def _run(self, work: Any) -> Any:
+        if self._closed:
+            work.close()
+            raise Closed("this connection is closed: call connect() again")
+        return self._loop.run(work)
+
+    def _topic_metadata(self) -> tuple[Any, ...]:
+        reply = self._run(self._routing.metadata())
+        return reply.topics or ()
+
+    # Topics ---------------------------------------------------------------------------------------------------------
+
+    def create_topic(
+        self,
+        name: str,
+        partitions: int = 1,
+        replication_factor: int | None = None,
+        schema: Any = None,
+        key: str | None = None,
+        time: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        exist_ok: bool = False,
+    ) -> TopicDescription:
+        """Creates a topic and returns once it is durable and served.
+
+        Without `schema` the topic is raw: key, value, headers, timestamp. With one (a pyarrow.Schema, or a frame to
+        take it from) it is typed; `key` names its key column and `time` its event-time column. `config` takes the
+        settings of `raystream.config.TopicConfig`. Raises TopicExists (unless `exist_ok`), InvalidTopicName,
+        InvalidConfig, InvalidArgument.
+        """
+        description: TopicDescription = self._run(
+            self._admin.create_topic(
+                name,
+                partitions=partitions,
+                replication_factor=replication_factor,
+                schema=schema,
+                key=key,
+                time=time,
+                config=config or {},
+                exist_ok=exist_ok,
+            )
+        )
+        return description
+
+    def topics(self) -> Rows[TopicDescription]:
+        """Every topic, with what it holds."""
+        rows: Rows[TopicDescription] = self._run(self._admin.topics())
+        return rows
+
+    def describe_topic(self, name: str) -> TopicDescription:
+        """One topic with its partitions. Raises TopicNotFound."""
+        description: TopicDescription = self._run(self._admin.describe_topic(name))
+        return description
+
+    def alter_topic(self, name: str, config: Mapping[str, Any]) -> TopicDescription:
+        """Changes settings; None puts one back to its default. Raises TopicNotFound, InvalidConfig."""
+        description: TopicDescription = self._run(self._admin.alter_topic(name, config))
+        return description
+
+    def add_partitions(self, name: str, partitions: int) -> TopicDescription:
+        """Raises the number of partitions to `partitions`. Keys may then go to other partitions than before."""
+        description: TopicDescription = self._run(self._admin.alter_topic(name, {}, partitions))
+        return description
+
+    def delete_topic(self, name: str) -> None:
+        """Deletes a topic, its records and the groups' positions in it. Raises TopicNotFound."""
+        self._run(self._admin.delete_topic(name))
+
+    def delete_records(self, name: str, before: Mapping[int, int]) -> dict[int, int]:
+        """Deletes what lies below `{partition: offset}` (-1: everything so far). Returns the new start offsets."""
+        starts: dict[int, int] = self._run(self._admin.delete_records(name, before))
+        return starts
+
+    # Groups, brokers ------------------------------------------------------------------------------------------------
+
+    def groups(self) -> Rows[GroupDescription]:
+        """Every consumer group."""
+        rows: Rows[GroupDescription] = self._run(self._admin.groups())
+        return rows
+
+    def describe_group(self, group: str) -> GroupDescription:
+        """One group: members, where they run, lag per partition. Raises GroupNotFound."""
+        description: GroupDescription = self._run(self._admin.describe_group(group))
+        return description
+
+    def lag(self, group: str) -> Rows[PartitionLag]:
+        """How many records the group is behind, per partition. Raises GroupNotFound."""
+        rows: Rows[PartitionLag] = self._run(self._admin.lag(group))
+        return rows
+
+    def reset_offsets(self, group: str, topic: str, to: Position, dry_run: bool = False) -> dict[TopicPartition, int]:
+        """Moves the group's positions in a topic. Raises GroupNotEmpty while members run.
+
+        `to` is a position: "earliest", "latest", a datetime, a timedelta ago, or {partition: offset}. With `dry_run`
+        nothing moves. Returns the offsets.
+        """
+        offsets: dict[TopicPartition, int] = self._run(self._admin.reset_offsets(group, topic, to, dry_run))
+        return offsets
+
+    def delete_group(self, group: str) -> None:
+        """Forgets a group and its positions. Raises GroupNotFound, GroupNotEmpty."""
+        self._run(self._admin.delete_group(group))
+
+    def brokers(self) -> Rows[BrokerDescription]:
+        """Every broker."""
+        rows: Rows[BrokerDescription] = self._run(self._admin.brokers())
+        return rows
+
+    def health(self) -> Health:
+        """Whether everything is served, and what is not."""
+        health: Health = self._run(self._admin.health())
+        return health
+
+    # Writing and reading --------------------------------------------------------------------------------------------
+
+    def write(self, topic: str, frame: Any, key: str | None = None, time: str | None = None) -> WriteResult:
+        """Writes a frame and waits until it is durable; creates a typed topic from it if there is none."""
+        try:
+            self._run(self._routing.topic(topic))
+        except TopicNotFound:
+            self.create_topic(topic, schema=arrow_schema(frame), key=key, time=time, exist_ok=True)
+        with self.producer() as producer:
+            result: WriteResult = producer.send_frame(topic, frame).result()
+        return result
+
+    def producer(
+        self,
+        *,
+        key_serializer: Callable[[Any], bytes | None] | None = None,
+        value_serializer: Callable[[Any], bytes | None] | None = None,
+        partitioner: Callable[[str, bytes | None, Any, int], int] | None = None,
+        client_id: str = "",
+        **settings: Any,
+    ) -> Producer:
+        """A producer. `settings` are those of `raystream.config.ProducerConfig`: acks, linger_ms, compression, …"""
+        producer = Producer(
+            self._routing,
+            self._loop,
+            build(ProducerConfig, settings),
+            key_serializer=key_serializer,
+            value_serializer=value_serializer,
+            partitioner=partitioner,
+            client_id=client_id,
+        )
+        self._remember(producer)
+        return producer
+
+    def consumer(
+        self,
+        topics: str | Sequence[str] | re.Pattern[str],
+        group: str | None = None,
+        start: Position = LATEST,
+        *,
+        key_deserializer: Callable[[bytes], Any] | None = None,
+        value_deserializer: Callable[[bytes], Any] | None = None,
+        client_id: str = "",
+        **settings: Any,
+    ) -> Consumer:
+        """A consumer of one topic, several, or those a pattern matches; with `group=None` it reads alone.
+
+        `start` counts where the group has no position. `settings` are those of `raystream.config.ConsumerConfig`.
+        """
+        return Consumer(
+            self._routing,
+            self._loop,
+            build(ConsumerConfig, settings),
+            topics=topics,
+            group=group,
+            start=start,
+            key_deserializer=key_deserializer,
+            value_deserializer=value_deserializer,
+            client_id=client_id,
+            produce=self._send_dead_letter,
+        )
+
+    def read(
+        self,
+        topic: str,
+        start: Position = EARLIEST,
+        end: Position = LATEST,
+        columns: Sequence[str] | None = None,
+        filter: Any = None,
+        **options: Any,
+    ) -> View:
+        """A bounded read of a topic, whose bounds are fixed now. Nothing is read until the view is asked."""
+        return View(self._routing, self._loop, topic, start=start, end=end, columns=columns, filter=filter, **options)
+
+    def run_consumers(
+        self,
+        topics: str | Sequence[str],
+        group: str,
+        each_batch: Callable[[Any], Any] | None = None,
+        each_record: Callable[[Any], Any] | None = None,
+        workers: int = 1,
+        name: str | None = None,
+        num_cpus: float = 0,
+        **ray_remote_args: Any,
+    ) -> ConsumerJob:
+        """Runs a consumer's loop as `workers` Ray tasks. Raises PlacementFailed when Ray has no room within 10 s."""
+        return ConsumerJob.start(
+            self,
+            topics,
+            group,
+            each_batch=each_batch,
+            each_record=each_record,
+            workers=workers,
+            name=name,
+            num_cpus=num_cpus,
+            ray_remote_args=ray_remote_args,
+        )
+
+    def _send_dead_letter(
+        self, topic: str, value: bytes | None, key: bytes | None, headers: list[tuple[str, bytes]]
+    ) -> None:
+        """Waits until the record is durable: the consumer commits past it only then."""
+        with self.producer(linger_ms=0) as producer:
+            producer.send(topic, value, key=key, headers=headers).result(DEAD_LETTER_WAIT_S)
+
+    def _remember(self, producer: Producer) -> None:
+        self._producers = [other for other in self._producers if not other.closed]
+        self._producers.append(producer)
+
+
+def _reconnect(namespace: str) -> Cluster:
+    """The cluster of the Ray this process is in; unpickling a Cluster in a task or actor comes here."""
+    return connect(namespace=namespace)

@@ -1,0 +1,211 @@
+"""Who may use a data root: one live cluster, and inside it one broker per slot.
+
+    <root>/lock            flock: exclusive by the owner of an embedded cluster, shared by a Ray cluster's brokers
+    <root>/owner.json      who that is: Ray address, pid, host
+    <root>/broker-N/lock   flock by the broker that lives in the slot
+    <root>/broker-N/slot.json   that broker's pid and cluster
+
+Locks end with their process, so that a kill -9 leaves nothing to clean up; the JSON files only say whom to name.
+These are claims between processes, not log data: they stand outside the file seam of `files.py`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from raystream.errors import DataDirectoryInUse, DataDirectoryUnusable
+
+DYING_OWNER_WAIT_S: Final = 10.0
+MAX_SLOTS: Final = 1024
+_NETWORK_FILE_SYSTEMS: Final = {"nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "lustre", "ceph", "9p", "glusterfs"}
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The live cluster that a data root belongs to. `cluster` tells one life of a Ray cluster from another."""
+
+    cluster: str
+    address: str
+    pid: int
+    host: str
+    embedded: bool
+
+
+class RootClaim:
+    """A data root held by this process, until `release` or the process's end."""
+
+    def __init__(self, root: Path, descriptor: int, *, alone: bool) -> None:
+        self._root = root
+        self._descriptor = descriptor
+        self._alone = alone
+        os.register_at_fork(after_in_child=self._close)
+
+    def publish(self, *, cluster: str, address: str, embedded: bool) -> None:
+        """States the owner, for others to join or to name."""
+        owner = Owner(cluster, address, os.getpid(), socket.gethostname(), embedded)
+        _write_json(self._root / "owner.json", asdict(owner))
+
+    def release(self) -> None:
+        """Gives the root back; the data stays."""
+        if self._alone and self._descriptor >= 0:
+            (self._root / "owner.json").unlink(missing_ok=True)
+        self._close()
+
+    def _close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def prepare(root: Path, *, hide_from_git: bool) -> None:
+    """Makes the root's directory. Raises DataDirectoryUnusable with what stands in the way."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        if hide_from_git and not (root / ".gitignore").exists():
+            (root / ".gitignore").write_text("*\n")
+        probe = root / f".probe-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise DataDirectoryUnusable(f"the data directory {root} cannot be written: {error.strerror}") from None
+
+
+def claim(root: Path) -> RootClaim | None:
+    """Takes the root for an embedded cluster, or None while another process holds it. Never waits."""
+    descriptor = _open_lock(root)
+    if _try_lock(descriptor, fcntl.LOCK_EX):
+        return RootClaim(root, descriptor, alone=True)
+    os.close(descriptor)
+    return None
+
+
+def join(root: Path, *, cluster: str, address: str) -> RootClaim:
+    """Takes a share of the root for a broker of the Ray cluster `cluster`. Raises DataDirectoryInUse.
+
+    The first broker of a cluster makes the root the cluster's; brokers of the same cluster share it.
+    """
+    deadline = time.monotonic() + DYING_OWNER_WAIT_S
+    descriptor = _open_lock(root)
+    while True:
+        if _try_lock(descriptor, fcntl.LOCK_EX):
+            claimed = RootClaim(root, descriptor, alone=False)
+            claimed.publish(cluster=cluster, address=address, embedded=False)
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            return claimed
+        owner = read_owner(root)
+        if owner is not None and owner.cluster == cluster and _try_lock(descriptor, fcntl.LOCK_SH):
+            return RootClaim(root, descriptor, alone=False)
+        if time.monotonic() > deadline:
+            os.close(descriptor)
+            raise in_use(root, owner)
+        time.sleep(0.05)
+
+
+def read_owner(root: Path) -> Owner | None:
+    """Who published itself last; says nothing about whether it lives."""
+    try:
+        return Owner(**json.loads((root / "owner.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def in_use(root: Path, owner: Owner | None) -> DataDirectoryInUse:
+    """The error that names who holds the root."""
+    if owner is None:
+        return DataDirectoryInUse(f"the data directory {root} is held by another process; {root / 'lock'} is locked")
+    return DataDirectoryInUse(
+        f"the data directory {root} belongs to a running cluster at {owner.address} "
+        f"(pid {owner.pid} on {owner.host}): stop that, or choose another data_dir",
+        pid=owner.pid,
+        path=str(root),
+        address=owner.address,
+    )
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A broker's own directory inside the root, locked."""
+
+    number: int
+    path: Path
+    descriptor: int
+
+
+def take_slot(root: Path, cluster: str) -> Slot:
+    """The first slot whose holder is not a living broker of this same cluster.
+
+    A slot held by a process of an earlier life is waited for: that process is dying, and the data is ours.
+    """
+    deadline = time.monotonic() + DYING_OWNER_WAIT_S
+    for number in range(MAX_SLOTS):
+        path = root / f"broker-{number}"
+        path.mkdir(exist_ok=True)
+        descriptor = _open_lock(path)
+        while not _try_lock(descriptor, fcntl.LOCK_EX):
+            holder = _read_json(path / "slot.json")
+            if holder.get("cluster") == cluster:
+                break
+            if time.monotonic() > deadline:
+                os.close(descriptor)
+                raise DataDirectoryInUse(
+                    f"{path} is still locked by pid {holder.get('pid', 'unknown')} of an earlier cluster: end it first",
+                    pid=holder.get("pid"),
+                    path=str(path),
+                )
+            time.sleep(0.05)
+        else:
+            _write_json(path / "slot.json", {"cluster": cluster, "pid": os.getpid()})
+            return Slot(number, path, descriptor)
+        os.close(descriptor)
+    raise DataDirectoryInUse(f"all {MAX_SLOTS} broker slots in {root} are taken")
+
+
+def network_file_system(root: Path) -> str | None:
+    """The type of the network file system that `root` lies on, or None. Linux only."""
+    try:
+        mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+    except OSError:
+        return None
+    resolved = str(root.resolve())
+    best = max(
+        (entry for entry in mounts if resolved.startswith(entry[1].rstrip("/") + "/")),
+        key=lambda entry: len(entry[1]),
+        default=None,
+    )
+    return best[2] if best is not None and best[2] in _NETWORK_FILE_SYSTEMS else None
+
+
+def _open_lock(directory: Path) -> int:
+    try:
+        return os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise DataDirectoryUnusable(f"{directory / 'lock'} cannot be opened: {error.strerror}") from None
+
+
+def _try_lock(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(value))
+    temporary.replace(path)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return value
