@@ -13,6 +13,7 @@ is zeros until a partition leader assigns the offset.
 from __future__ import annotations
 
 import struct
+from binascii import unhexlify
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -32,6 +33,7 @@ _ANY_VERSION: Final = b"raystream/"
 _PRODUCER: Final = struct.Struct(">I16sIIqhiIqqH32x")
 # base_offset, leader_epoch, high_watermark, append_time_ms, 32 reserved bytes; then the header CRC on its own.
 _LEADER: Final = struct.Struct(">qiqq32x")
+_CRCS: Final = struct.Struct(">II")
 _CRC_HEX: Final = 8
 
 _PRODUCER_AT: Final = len(_PREFIX)
@@ -180,10 +182,11 @@ def parse(message: Bytes) -> BatchHeader:
 
 def _parse_zone(zone: bytes, zone_at: int, available: int) -> BatchHeader:
     try:
-        stated = _PRODUCER.unpack(bytes.fromhex(zone[_PRODUCER_AT:_PRODUCER_CRC_AT].decode()))
-        assigned = _LEADER.unpack(bytes.fromhex(zone[_LEADER_AT:_HEADER_CRC_AT].decode()))
-        producer_crc = int(zone[_PRODUCER_CRC_AT:_LEADER_AT], 16)
-        header_crc = int(zone[_HEADER_CRC_AT:], 16)
+        stated = _PRODUCER.unpack(unhexlify(zone[_PRODUCER_AT:_PRODUCER_CRC_AT]))
+        assigned = _LEADER.unpack(unhexlify(zone[_LEADER_AT:_HEADER_CRC_AT]))
+        producer_crc, header_crc = _CRCS.unpack(unhexlify(zone[_PRODUCER_CRC_AT:_LEADER_AT] + zone[_HEADER_CRC_AT:]))
+        if zone[_HEADER_CRC_AT:] != b"%08x" % header_crc:  # the one part of the zone that no CRC covers
+            raise ValueError("upper case")
     except ValueError as error:
         raise CorruptBatch(f"the batch header holds characters that are not hexadecimal: {error}") from None
     if stated[0] < MIN_MESSAGE_BYTES:

@@ -35,6 +35,7 @@ CHECKPOINT_MS: Final = 5_000
 MIN_FREE_BYTES: Final = 64 * MIB
 """So much of the disk is kept for metadata and deletions: appends that would go below are refused."""
 _FREE_CHECK_BYTES: Final = 4 * MIB
+_LOOK_UPS: Final = 3
 
 
 class Log:
@@ -115,21 +116,26 @@ class Log:
                 time_column=time_column or _raw_time_column(schemas),
                 min_free_bytes=min_free_bytes,
             )
-            log._begin(recovered)
         except BaseException:
             lock.release()
             raise
+        log._begin(recovered)
         return log
 
     def _begin(self, recovered: Recovered) -> None:
-        if self._segments:
-            self._handle = self._files.open_append(self._segments[-1].path)
-            self._handle.sync()  # what a killed process had written may still be in memory alone
-        if not recovered.changed:
-            self._checkpointed = self._marks()
-            return
-        with suppress(DiskFull):  # reads go on; the next opening scans as far as this one did
-            self.checkpoint()
+        try:
+            if self._segments:
+                self._handle = self._files.open_append(self._segments[-1].path)
+                self._handle.sync()  # what a killed process had written may still be in memory alone
+            if not recovered.changed:
+                self._checkpointed = self._marks()
+                return
+            with suppress(DiskFull):  # reads go on; the next opening scans as far as this one did
+                self.checkpoint()
+        except BaseException as error:
+            self._failure = StorageError(f"opening failed: {error}")
+            self.close()
+            raise
 
     # Appending ------------------------------------------------------------------------------------------------------
 
@@ -278,13 +284,16 @@ class Log:
         Checks header CRCs of what it looks at, at the edges of the range; the reader of the bytes checks the others.
         Raises OffsetOutOfRange and CorruptLog.
         """
-        self._check_range(offset)
         end_offset = min(end_offset, self.end_offset)
-        if offset >= end_offset:
-            return ()
-        return self._while_there(
-            offset, lambda: reading.spans(self._segments, offset, max_bytes=max_bytes, end_offset=end_offset)
-        )
+
+        def look_up() -> tuple[Span, ...]:
+            segments = self._segments  # before the check: a deletion moves the start first
+            self._check_range(offset)
+            if offset >= end_offset:
+                return ()
+            return reading.spans(segments, offset, max_bytes=max_bytes, end_offset=end_offset)
+
+        return self._while_there(look_up)
 
     def read_bytes(self, span: Span) -> bytes:
         """The bytes of a span. Raises OffsetOutOfRange where they were deleted meanwhile."""
@@ -299,7 +308,6 @@ class Log:
     def offset_for_timestamp(self, timestamp_ms: int, *, end_offset: int) -> tuple[int, int] | None:
         """The first record below `end_offset` whose timestamp is `timestamp_ms` or later, as (offset, timestamp)."""
         return self._while_there(
-            self.start_offset,
             lambda: reading.offset_for_timestamp(
                 self._segments,
                 timestamp_ms,
@@ -321,15 +329,14 @@ class Log:
                 f"offset {offset} lies outside {start} to {end}", offset=offset, log_start_offset=start, end_offset=end
             )
 
-    def _while_there(self, offset: int, look_up: Callable[[], reading.Found]) -> reading.Found:
-        """The look-up, once more where a deletion took a file away under it."""
-        try:
-            return look_up()
-        except FileNotFoundError as error:
-            if offset >= self.start_offset:
-                raise StorageError(f"{error.filename} is missing", path=error.filename) from None
-            self._check_range(offset)
-            return look_up()
+    def _while_there(self, look_up: Callable[[], reading.Found]) -> reading.Found:
+        """The look-up, again where a deletion took a file away under it."""
+        for _ in range(_LOOK_UPS):
+            try:
+                return look_up()
+            except FileNotFoundError as error:
+                missing = str(error.filename)
+        raise StorageError(f"{missing} is missing", path=missing)
 
     # Changing -------------------------------------------------------------------------------------------------------
 
