@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain
+from operator import attrgetter, itemgetter
 from typing import Final
 
 from raystream import messages as m
-from raystream.client.columns import Piece, decode_all
+from raystream.client.columns import Piece, decoded
 from raystream.client.fetched import Fetched, SpanGone, SpanUnreadable, batches_from, pieces
 from raystream.client.fetcher import MAX_VANISHED_SPANS, schema_of
 from raystream.client.routing import CALL_TIMEOUT_MS, Leader, Routing
-from raystream.errors import CorruptBatch, RequestTimeout
+from raystream.errors import CorruptBatch, RaystreamError, RequestTimeout
 from raystream.types import TopicPartition
 
 EVERYTHING_BYTES: Final = 1 << 50
 PART_BYTES: Final = 32 << 20
 BEHIND_WAIT_MS: Final = 500
 BEHIND_TIMEOUT_MS: Final = 30_000.0
-CHECK_THREADS: Final = 2
-CHECK_BYTES: Final = 4 << 20
+HELP_FROM_BYTES: Final = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,25 +111,31 @@ async def _runs(routing: Routing, wanted: Range, offset: int, reply: m.FetchRepl
 
 
 def decode_runs(runs: list[Fetched], check_crcs: bool) -> list[list[Piece]]:
-    """The pieces of each run. CRCs of large reads are checked by several threads (crc32c and Arrow leave the GIL)."""
-    if not check_crcs or sum(run.size_bytes for run in runs) < 2 * CHECK_BYTES:
-        return [decode_all(run, check_crcs) for run in runs]
-    parts = [list(_parts(run)) for run in runs]
-    with ThreadPoolExecutor(CHECK_THREADS, thread_name_prefix="raystream-read") as pool:
-        done = pool.map(lambda part: decode_all(part, True), chain.from_iterable(parts))
-        return [list(chain.from_iterable(next(done) for _ in group)) for group in parts]
+    """The pieces of each run. A second thread helps with the CRCs of large reads (crc32c leaves the GIL).
 
+    Raises the CorruptBatch of the lowest offset among those found.
+    """
+    found: list[list[Piece]] = [[] for _ in runs]
+    jobs = iter([(into, run, entry) for into, run in zip(found, runs, strict=True) for entry in run.entries])
+    failures: list[tuple[int, RaystreamError]] = []
 
-def _parts(run: Fetched) -> list[Fetched]:
-    parts: list[Fetched] = []
-    entries = []
-    size = 0
-    for header, message in run.entries:
-        entries.append((header, message))
-        size += header.message_bytes
-        if size >= CHECK_BYTES:
-            parts.append(run.with_entries(entries))
-            entries, size = [], 0
-    if entries:
-        parts.append(run.with_entries(entries))
-    return parts
+    def work() -> None:
+        for into, run, (header, message) in jobs:  # both threads draw from the one iterator
+            try:
+                into.append(decoded(header, message, run.schema, run.first_offset, run.end_offset, check_crcs))
+            except RaystreamError as error:
+                failures.append((header.base_offset, error))
+                return
+
+    if check_crcs and sum(run.size_bytes for run in runs) >= HELP_FROM_BYTES:
+        second = threading.Thread(target=work, name="raystream-read", daemon=True)
+        second.start()
+        work()
+        second.join()
+        for pieces_of_run in found:
+            pieces_of_run.sort(key=attrgetter("base_offset"))
+    else:
+        work()
+    if failures:
+        raise min(failures, key=itemgetter(0))[1]
+    return found

@@ -23,7 +23,6 @@ from raystream.batch import (
     check_producer_crc,
     decode,
 )
-from raystream.client.fetched import Fetched
 from raystream.errors import CorruptBatch, InvalidArgument, NewerFormat
 from raystream.schema import RAW_READ_SCHEMA, RESERVED_COLUMNS, restore
 
@@ -82,12 +81,6 @@ def decoded(
     if skip or stop < rows.num_rows:
         rows = rows.slice(skip, max(stop - skip, 0))
     return Piece(header.base_offset + skip, rows, header)
-
-
-def decode_all(fetched: Fetched, check_crcs: bool) -> list[Piece]:
-    """Every batch of a run, decoded. Raises CorruptBatch."""
-    first, end = fetched.first_offset, fetched.end_offset
-    return [decoded(header, data, fetched.schema, first, end, check_crcs) for header, data in fetched.entries]
 
 
 def read_schema(shape: Shape, schema: pa.Schema, *, metadata: bool = False) -> pa.Schema:

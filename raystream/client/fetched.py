@@ -11,7 +11,7 @@ import mmap
 import os
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import pyarrow as pa
@@ -48,10 +48,6 @@ class Fetched:
     size_bytes: int
     high_watermark: int
     end_offset: int | None = None
-
-    def with_entries(self, entries: list[tuple[BatchHeader, memoryview]]) -> Fetched:
-        """The same run with some of its batches."""
-        return replace(self, entries=entries)
 
 
 class _LiveMappings:
