@@ -17,7 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, Self, TypeVar
 
-from raystream import cluster as sync
 from raystream.types import (
     EARLIEST,
     LATEST,
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
     from raystream.client.delivered import Batch
     from raystream.client.producer import Producer
     from raystream.client.reader import View
+    from raystream.cluster import Cluster
     from raystream.jobs import ConsumerJob
 
 P = ParamSpec("P")
@@ -64,7 +64,9 @@ class Connecting:
         self._cluster: AsyncCluster | None = None
 
     async def _connect(self) -> AsyncCluster:
-        self._cluster = AsyncCluster(await _in_thread(sync.connect, self._address, **self._options))
+        from raystream.cluster import connect as connect_and_wait  # imports Ray
+
+        self._cluster = AsyncCluster(await _in_thread(connect_and_wait, self._address, **self._options))
         return self._cluster
 
     def __await__(self) -> Generator[Any, None, AsyncCluster]:
@@ -88,7 +90,7 @@ def connect(
 class AsyncCluster:
     """`raystream.Cluster` with coroutines. `.sync` is the cluster itself."""
 
-    def __init__(self, cluster: sync.Cluster) -> None:
+    def __init__(self, cluster: Cluster) -> None:
         self.sync = cluster
 
     @property
