@@ -10,6 +10,7 @@ from typing import Any
 from raystream.commands import localray, topic
 from raystream.commands.shell import Shell, count_of
 from raystream.errors import ClusterNotFound, DataDirectoryInUse, Unavailable
+from raystream.storage.root import prepare, read_owner
 
 NAMESPACE = "raystream"
 _BROKERS = {
@@ -43,22 +44,26 @@ def add(commands: Any, options: ArgumentParser) -> None:
 
 def _start(shell: Shell) -> int:
     args = shell.args
-    where = _named(shell) or _owner(shell)
+    if shell.named_address is None:
+        localray.use_token(make=True)
+    where = shell.named_address or _owner(shell)
     if where is None and args.data_dir is None:
         left = localray.current()
         where = args.address = left if left and localray.answers(left) else None
     if where is None:
         shell.note("starting Ray on this machine; it outlives this command")
         root = _root(shell)
+        prepare(root, hide_from_git=True)
         started = localray.running(root) or localray.start(root)
         where = args.address = started.address
         args.data_dir = str(root)
     with shell.connect() as cluster:
         topics = len(cluster.topics())
         facts = {"address": cluster.address, "data_dir": cluster.data_dir, "topics": topics}
+    token = " RAY_AUTH_MODE=token" if os.environ.get("RAY_AUTH_MODE") == "token" else ""
     shell.result(
         f"raystream is up at {facts['address']}, data in {facts['data_dir']}, {count_of(topics, 'topic')}\n"
-        f"elsewhere on this machine: export RAY_ADDRESS={facts['address']}",
+        f"from other directories: export RAY_ADDRESS={facts['address']}{token}",
         facts,
     )
     return 0
@@ -68,8 +73,8 @@ def _stop(shell: Shell) -> int:
     from raystream.actors.session import stop_raystream
 
     root = _root(shell)
-    ours = None if _named(shell) else localray.running(root)
-    where = _named(shell) or _owner(shell) or (ours.address if ours else None)
+    ours = None if shell.named_address else localray.running(root)
+    where = shell.named_address or _owner(shell) or (ours.address if ours else None)
     if where is None:
         shell.result(f"nothing runs with its data in {root}", {"stopped": False, "ray": False})
         return 0
@@ -88,10 +93,10 @@ def _stop(shell: Shell) -> int:
 
 
 def _status(shell: Shell) -> int:
-    where = _named(shell) or _owner(shell, embedded=True)
+    where = shell.named_address or _owner(shell, embedded=True)
     if where is None:
         raise ClusterNotFound(f"no cluster runs with its data in {_root(shell)}: raystream start brings one up")
-    if _named(shell):
+    if shell.named_address:
         _require_raystream(where)
     with shell.connect() as cluster:
         health, brokers, topics = cluster.health(), cluster.brokers(), cluster.topics()
@@ -107,11 +112,6 @@ def _status(shell: Shell) -> int:
     return 0 if health.ok else 1
 
 
-def _named(shell: Shell) -> str | None:
-    """The Ray cluster that was named, by option or environment."""
-    return shell.args.address or os.environ.get("RAY_ADDRESS") or None
-
-
 def _root(shell: Shell) -> Path:
     from raystream.actors.session import embedded_root
 
@@ -122,7 +122,6 @@ def _owner(shell: Shell, *, embedded: bool = False) -> str | None:
     """The address of the live cluster that owns the data directory. Unless `embedded` is fine too, one that lives
     inside another process is refused: it ends with that process and not by our doing."""
     from raystream.actors.processes import is_alive
-    from raystream.storage.root import read_owner
 
     root = _root(shell)
     owner = read_owner(root)

@@ -35,7 +35,6 @@ def start(root: Path) -> LocalRay:
     """Starts Ray on this machine and waits until it is up. Raises ClusterNotFound with what Ray said."""
     from raystream.actors.session import EMBEDDED_INLINE_BYTES
 
-    _have_token()
     port = _free_port()
     log = root / "ray.log"
     with log.open("wb") as output:
@@ -106,6 +105,18 @@ def answers(address: str) -> bool:
     return True
 
 
+def use_token(*, make: bool = False) -> None:
+    """Shows Ray the token in the home directory, as this machine's clusters ask for it: Ray itself shows it to none
+    whose address it is told. `make` makes one, as a Ray that listens should have. Works only before Ray is imported."""
+    if "RAY_AUTH_MODE" in os.environ:
+        return
+    token = Path.home() / ".ray" / "auth_token"
+    if make and not token.exists():
+        subprocess.run([*_RAY, "get-auth-token", "--generate"], capture_output=True, check=False)
+    if token.exists():
+        os.environ["RAY_AUTH_MODE"] = "token"
+
+
 def _address_file() -> Path:
     return Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
 
@@ -118,12 +129,6 @@ def _began(pid: int) -> str:
     """When the process started, as `ps` says it; empty where there is none."""
     found = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
     return found.stdout.strip()
-
-
-def _have_token() -> None:
-    """Ray listens on the network: with a token in the home directory, it answers only those who have it too."""
-    if "RAY_AUTH_MODE" not in os.environ and not (Path.home() / ".ray" / "auth_token").exists():
-        subprocess.run([*_RAY, "get-auth-token", "--generate"], capture_output=True, check=False)
 
 
 def _free_port() -> int:

@@ -9,6 +9,7 @@ import decimal
 import json
 import logging
 import math
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +19,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+from raystream.commands import localray
 
 if TYPE_CHECKING:
     from raystream.cluster import Cluster
@@ -33,6 +36,13 @@ class Shell:
         self.json: bool = args.json
         self.out = _console(sys.stdout)
         self.err = _console(sys.stderr)
+        if self.named_address is None:
+            localray.use_token()
+
+    @property
+    def named_address(self) -> str | None:
+        """The Ray cluster that was named, by option or environment."""
+        return self.args.address or os.environ.get("RAY_ADDRESS") or None
 
     def connect(self) -> Cluster:
         """The cluster that `--address`, `--data-dir` and the environment name, as `raystream.connect()` finds it."""

@@ -14,6 +14,7 @@ import pytest
 
 import raystream
 from raystream.cli import main
+from raystream.commands import localray
 from raystream.errors import ClusterGone, InvalidTopicName, TopicNotFound
 from raystream.types import (
     GroupDescription,
@@ -175,6 +176,7 @@ class FakeCluster:
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> FakeCluster:
     fake = FakeCluster()
+    monkeypatch.setattr(localray, "use_token", lambda: None)
     monkeypatch.setitem(vars(raystream), "connect", lambda address, data_dir: fake)
     return fake
 
