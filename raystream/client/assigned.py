@@ -33,6 +33,9 @@ class Assigned:
         self.partition = partition
         self.shape = shape
         self.topic_id = topic_id
+        self.epoch = 0
+        """The group's epoch in which the partition was assigned."""
+        self.begin = offset
         self.fetch_offset = offset
         self.position = offset
         self.processed = offset

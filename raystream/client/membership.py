@@ -28,6 +28,8 @@ log = logging.getLogger("raystream")
 JOIN_EPOCH: Final = 0
 LEAVE_EPOCH: Final = -1
 NOTICE_AFTER_MS: Final = 3_000.0
+IDLE_HEARTBEAT_MS: Final = 250.0
+"""A member that waits for others to let go asks more often."""
 COMMIT_AGAIN_MS: Final = 50.0
 LAST_COMMITS_S: Final = 2.0
 
@@ -96,7 +98,7 @@ class Membership:
             except (FencedMember, UnknownMember) as error:
                 log.info("joining group %r again: %s", self.group, error)
                 self._fenced()
-                await asyncio.sleep(self._pause_s() / 10)
+                await asyncio.sleep(COMMIT_AGAIN_MS / 1000)
                 continue
             except RaystreamError as error:
                 if not error.retriable:
@@ -107,11 +109,12 @@ class Membership:
                 continue
             self._apply(reply)
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._kick.wait(), self._pause_s())
+                await asyncio.wait_for(self._kick.wait(), self._pause_ms(idle=not reply.assigned) / 1000)
             self._kick.clear()
 
-    def _pause_s(self) -> float:
-        return self._config.heartbeat_interval_ms / 1000
+    def _pause_ms(self, *, idle: bool) -> float:
+        interval = float(self._config.heartbeat_interval_ms)
+        return min(interval, IDLE_HEARTBEAT_MS) if idle else interval
 
     async def _beat(self, epoch: int) -> m.HeartbeatReply:
         owned = () if epoch in (JOIN_EPOCH, LEAVE_EPOCH) else (*self._owned, *self._opening)
@@ -133,7 +136,7 @@ class Membership:
 
     def _apply(self, reply: m.HeartbeatReply) -> None:
         self.epoch = reply.member_epoch
-        wanted = {TopicPartition(topic, partition) for topic, partition, _ in reply.assigned}
+        wanted = {TopicPartition(topic, partition): epoch for topic, partition, epoch in reply.assigned}
         for partition in [p for p in self._opening if p not in wanted]:
             self._opening.pop(partition).cancel()
             self._kick.set()
@@ -142,7 +145,7 @@ class Membership:
                 self._revoke(slot)
         fresh = sorted(p for p in wanted if p not in self._owned and p not in self._opening)
         if fresh:
-            task = asyncio.ensure_future(self._open(fresh))
+            task = asyncio.ensure_future(self._open({partition: wanted[partition] for partition in fresh}))
             self._opening.update(dict.fromkeys(fresh, task))
         self._notice(reply)
 
@@ -169,21 +172,22 @@ class Membership:
 
     # Partitions come and go -----------------------------------------------------------------------------------------
 
-    async def _open(self, partitions: list[TopicPartition]) -> None:
+    async def _open(self, epochs: Mapping[TopicPartition, int]) -> None:
         while True:
             try:
                 committed = await self.committed()
-                slots = await self._holder.open(partitions, committed)
+                slots = await self._holder.open(list(epochs), committed)
                 break
             except RaystreamError as error:
                 if not error.retriable:
                     self._buffer.fail(error)
                     return
-                log.warning("group %r: cannot open %s yet: %s", self.group, partitions[0], error)
+                log.warning("group %r: cannot open %s yet: %s", self.group, next(iter(epochs)), error)
                 await asyncio.sleep(MAX_BACKOFF_MS / 1000)
         for slot in slots:
             if self._opening.pop(slot.partition, None) is None:
                 continue  # taken away again meanwhile
+            slot.epoch = epochs[slot.partition]
             slot.committed = committed.get(slot.partition)
             self._resume_where_the_user_was(slot)
             self._owned[slot.partition] = slot
@@ -246,22 +250,28 @@ class Membership:
         then; raises FencedMember where nothing of it is left, RequestTimeout when time runs out."""
         clock = self._routing.clock
         deadline = clock.monotonic_ms() + timeout_ms
+        left = dict(offsets)
         while True:
-            held = {partition: offset for partition, offset in offsets.items() if partition in self._owned}
-            joining = self.epoch == JOIN_EPOCH or any(partition in self._opening for partition in offsets)
             left_ms = deadline - clock.monotonic_ms()
-            if not held and (left_ms <= 0 or not joining):
+            held = {p: offset for p, offset in left.items() if p in self._owned}
+            # A partition that came while another is on its way out counts from the epoch that ends that.
+            due = {p: offset for p, offset in held.items() if self._owned[p].epoch <= self.epoch}
+            try:
+                if due:
+                    await self._commit_once(due, left_ms)
+            except (FencedMember, UnknownMember):
+                if left_ms <= 0:
+                    raise
+            else:
+                left = {p: offset for p, offset in held.items() if p not in due and offset != self._owned[p].begin}
+                if held and not left:
+                    return
+            joining = self.epoch == JOIN_EPOCH or any(p in self._opening for p in offsets)
+            if left_ms <= 0 or not (held or joining):
                 raise FencedMember(
                     f"group {self.group!r} has given these partitions to another member: their records are read again"
                 )
-            if held:
-                try:
-                    await self._commit_once(held, left_ms)
-                    return
-                except (FencedMember, UnknownMember):
-                    if left_ms <= 0:
-                        raise
-                    self._kick.set()
+            self._kick.set()
             await asyncio.sleep(COMMIT_AGAIN_MS / 1000)
 
     async def _commit_once(self, held: Mapping[TopicPartition, int], timeout_ms: float) -> None:

@@ -31,6 +31,8 @@ from raystream.client.reader import View
 from raystream.client.routing import Routing
 from raystream.clock import SystemClock
 from raystream.config import ConsumerConfig, build
+from raystream.core.coordinator import Coordinator
+from raystream.core.groups import Decision
 from raystream.errors import (
     FencedMember,
     OffsetOutOfRange,
@@ -253,6 +255,9 @@ class FakeCoordinator:
             raise self.commit_errors.popleft()
         if request.member_id not in self.members:
             raise UnknownMember("the group does not know this member")
+        return self._moved(request)
+
+    def _moved(self, request: m.CommitRequest) -> m.Done:
         self.commits.append(request)
         for commit in request.offsets:
             self.offsets[commit.topic, commit.partition] = commit.offset
@@ -274,6 +279,40 @@ class FakeCoordinator:
         raise NotImplementedError
 
 
+class CoreCoordinator(FakeCoordinator):
+    """The group rules as they really are, in memory."""
+
+    def __init__(self, cluster: FakeCluster) -> None:
+        super().__init__(cluster)
+        self._state = Coordinator()
+        self._counts: dict[str, int] = {}
+
+    def _done(self, decision: Decision) -> Any:
+        for record in decision.records:
+            self._state.replay(record, self._now_ms())
+        return decision.reply
+
+    @staticmethod
+    def _now_ms() -> float:
+        return time.monotonic() * 1000
+
+    async def heartbeat(self, request: m.HeartbeatRequest, *, timeout_ms: float) -> m.HeartbeatReply:
+        self.heartbeats.append(request)
+        counts = {name: len(parts) for name, parts in self._cluster.partitions_by_topic().items()}
+        self._counts = self._counts if self._counts == counts else counts
+        self._done(self._state.expire(self._now_ms()))
+        reply: m.HeartbeatReply = self._done(self._state.heartbeat(request, self._counts, self._now_ms()))
+        return reply
+
+    async def commit(self, request: m.CommitRequest, *, timeout_ms: float) -> m.Done:
+        self._done(self._state.commit(request))
+        return self._moved(request)
+
+    async def describe_group(self, request: m.GroupRequest, *, timeout_ms: float) -> m.GroupInfo:
+        info: m.GroupInfo = self._done(self._state.describe_group(request, self._now_ms()))
+        return info
+
+
 @dataclass
 class FakeTopic:
     metadata: m.TopicMetadata
@@ -283,12 +322,12 @@ class FakeTopic:
 class FakeCluster:
     """Directory and controller in one; owns the client's loop. Use as a context manager."""
 
-    def __init__(self, directory: Path | None = None, node_id: str = NODE) -> None:
+    def __init__(self, directory: Path | None = None, node_id: str = NODE, *, core: bool = False) -> None:
         self.loop = BackgroundLoop("fake-cluster")
         self.directory = directory
         self.topics: dict[str, FakeTopic] = {}
         self._node_id = node_id
-        self.coordinator_port = FakeCoordinator(self)
+        self.coordinator_port = CoreCoordinator(self) if core else FakeCoordinator(self)
         self.routing = Routing(self, SystemClock())
 
     def __enter__(self) -> Self:
