@@ -14,13 +14,13 @@ from typing import Any
 
 import pyarrow as pa
 import ray
+
 import raystream as rs
+from benchmarks.harness import arguments, keep, machine, measure
 from raystream import batch as b
 from raystream import bench
 from raystream import messages as m
 from raystream.schema import RAW_SCHEMA
-
-from benchmarks.harness import arguments, keep, machine, measure
 
 IN_FLIGHT = 4
 MEGABYTE = 1 << 20

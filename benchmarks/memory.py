@@ -17,10 +17,10 @@ from pathlib import Path
 
 import psutil
 import ray
-import raystream as rs
-from raystream.actors.handles import wait_for
 
+import raystream as rs
 from benchmarks.harness import arguments, machine
+from raystream.actors.handles import wait_for
 
 PRODUCE = """
 import sys, time, os

@@ -17,14 +17,14 @@ import time
 from pathlib import Path
 
 import pyarrow as pa
+
+from benchmarks.harness import arguments, keep, machine, measure
 from raystream import batch as b
 from raystream.clock import SystemClock
 from raystream.config import TopicConfig
 from raystream.schema import RAW_SCHEMA
 from raystream.storage.files import DiskFiles
 from raystream.storage.log import Log
-
-from benchmarks.harness import arguments, keep, machine, measure
 
 TOPIC_ID = "ab" * 16
 

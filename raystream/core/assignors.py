@@ -58,23 +58,38 @@ def _house(
 
 
 def _balance(readers: Mapping[str, list[str]], owner: dict[Partition, str], count: dict[str, int]) -> None:
-    """Moves partitions from loaded members to lighter ones that can take them, until no move helps."""
+    """Moves one partition at a time from the most loaded member to the least, until no move helps."""
     by_member: dict[str, list[Partition]] = {}
     for partition in sorted(owner):
         by_member.setdefault(owner[partition], []).append(partition)
-    moved = True
-    while moved:
-        moved = False
-        for member in sorted(by_member, key=lambda m: (-count[m], m)):
-            for partition in reversed(by_member[member]):
-                lightest = min(readers[partition[0]], key=lambda m: (count[m], m))
-                if count[lightest] + 1 >= count[member]:
-                    continue
-                by_member[member].remove(partition)
-                by_member.setdefault(lightest, []).append(partition)
-                owner[partition] = lightest
-                count[member] -= 1
-                count[lightest] += 1
-                moved = True
-                if len({count[m] for m in readers[partition[0]]}) == 1:
-                    break
+    heap = [(-count[member], member) for member in by_member]
+    heapq.heapify(heap)
+    while heap:
+        load, member = heapq.heappop(heap)
+        if -load != count[member]:
+            heapq.heappush(heap, (-count[member], member))
+            continue
+        move = _helpful_move(member, by_member[member], readers, count)
+        if move is None:
+            continue  # it stays out: what others give from here on goes to lighter members
+        partition, lighter = move
+        by_member[member].remove(partition)
+        by_member.setdefault(lighter, []).append(partition)
+        owner[partition] = lighter
+        count[member] -= 1
+        count[lighter] += 1
+        heapq.heappush(heap, (-count[member], member))
+
+
+def _helpful_move(
+    member: str, held: list[Partition], readers: Mapping[str, list[str]], count: Mapping[str, int]
+) -> tuple[Partition, str] | None:
+    """A partition of `member` and somebody who can take it and has at least two fewer."""
+    lightest: dict[str, str] = {}
+    for partition in reversed(held):
+        topic = partition[0]
+        if topic not in lightest:
+            lightest[topic] = min(readers[topic], key=lambda m: (count[m], m))
+        if count[lightest[topic]] + 1 < count[member]:
+            return partition, lightest[topic]
+    return None

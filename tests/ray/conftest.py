@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 import raystream as rs
 
 os.environ.setdefault("RAY_worker_niceness", "0")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import ray
+
 import raystream as rs
 
 NAMESPACE = "raystream"

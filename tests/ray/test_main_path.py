@@ -9,6 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import ray
+
 import raystream as rs
 
 

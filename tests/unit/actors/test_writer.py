@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
+
 from raystream.actors.writer import Ticket, Writer
 from raystream.errors import Closed, Overloaded, RequestTimeout
 

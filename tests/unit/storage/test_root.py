@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
 from raystream.errors import DataDirectoryInUse, DataDirectoryUnusable
 from raystream.storage import root as roots
 
