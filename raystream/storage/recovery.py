@@ -69,8 +69,6 @@ class Recovery:
         end_offset = segments[-1].tail.end_offset if segments else self._end_without_segments(checkpoint, bases)
         start_offset = max(checkpoint.start_offset if checkpoint else 0, segments[0].base_offset if segments else 0)
         start_offset = start_offset if segments else end_offset
-        if checkpoint is not None and end_offset < max(checkpoint.offset, checkpoint.high_watermark):
-            raise self._missing(checkpoint, f"the log ends at offset {end_offset}")
         if snapshot_offset < 0:
             self._rebuild_producers(segments, end_offset)
         segments = self._remove_leftovers(segments, start_offset)
