@@ -40,7 +40,7 @@ def test_look_ups_agree_with_a_linear_search() -> None:
         newest = max(newest, rng.randrange(10_000))
     index = index_of(batches)
     assert [index[i] for i in range(len(index))] == batches
-    for wanted in [rng.randrange(offset + 10) for _ in range(300)]:
+    for wanted in [rng.randrange(offset + 10) for _ in range(300)] + [number for b in batches[1:] for number in b]:
         assert index.at_offset(wanted) == max([b for b in batches if b[0] <= wanted], default=batches[0])[:2]
         place = wanted * 1_000
         assert index.at_position(place) == max([b for b in batches if b[1] <= place], default=batches[0])[:2]

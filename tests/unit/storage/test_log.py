@@ -258,6 +258,19 @@ def test_bytes_that_are_deleted_while_they_are_read() -> None:
         log.read_bytes(span)
 
 
+def test_a_deletion_between_the_check_and_the_look_up_gives_no_later_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = filled(MemoryFiles(), 20, segment_bytes=4_000)
+    check = log._check_range
+
+    def delete_after_check(offset: int) -> None:
+        check(offset)
+        log.delete_before(40)
+
+    monkeypatch.setattr(log, "_check_range", delete_after_check)
+    with pytest.raises(OffsetOutOfRange):
+        log.read(5, max_bytes=1 << 20, end_offset=60)
+
+
 def test_a_deletion_stopped_half_way_is_finished_by_the_next_opening() -> None:
     files = MemoryFiles()
     log = filled(files, 20, segment_bytes=4_000)
