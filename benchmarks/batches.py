@@ -120,7 +120,7 @@ def bare(cluster: rs.Cluster, actor: Any, size_bytes: int, count: int) -> float:
     async def work() -> float:
         started = time.perf_counter()
         await pipelined(count, one)
-        return count * data.size / (time.perf_counter() - started) / 1e6
+        return float(count * data.size / (time.perf_counter() - started) / 1e6)
 
     figure: float = cluster._run(work())
     return figure

@@ -25,7 +25,8 @@ CHUNK_ROWS = 16_384
 def flights_repeated(rows: int) -> pd.DataFrame:
     """The package's frame, all 19 columns, repeated to `rows` rows."""
     times = -(-rows // len(flights))
-    return pd.concat([flights] * times, ignore_index=True).iloc[:rows]
+    repeated: pd.DataFrame = pd.concat([flights] * times, ignore_index=True).iloc[:rows]
+    return repeated
 
 
 def write_and_sync(frame: pd.DataFrame, directory: Path) -> float:
@@ -74,7 +75,6 @@ def main() -> None:
         with bench.fresh_topic(cluster, schema=schema, key="carrier") as topic:
             with cluster.producer() as producer:
                 producer.send_frame(topic, frame).result(300)
-            del frame
             checked = cluster.read(topic)
             unchecked = cluster.read(topic, check_crcs=False)
             to_arrow = measure(

@@ -85,12 +85,12 @@ def arguments(description: str, **defaults: int) -> argparse.Namespace:
 
 def machine() -> str:
     """One line about where the figures were measured."""
-    import pyarrow
+    import pyarrow as pa
     import ray
 
     return (
         f"{os.cpu_count()} cores, {platform.system()} {platform.release()}, Python {platform.python_version()}, "
-        f"Ray {ray.__version__}, pyarrow {pyarrow.__version__}, RAY_worker_niceness={os.environ['RAY_worker_niceness']}"
+        f"Ray {ray.__version__}, pyarrow {pa.__version__}, RAY_worker_niceness={os.environ['RAY_worker_niceness']}"
     )
 
 

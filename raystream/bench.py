@@ -74,10 +74,8 @@ def send(cluster: Cluster, topic: str, records: int, *, keyed: bool, **settings:
 def iterate(cluster: Cluster, topic: str, records: int, **settings: Any) -> float:
     """Records a second of one consumer that loops over them."""
     with cluster.consumer(topic, start="earliest", **settings) as consumer:
-        seen = 0
         started = time.perf_counter()
-        for _record in consumer:
-            seen += 1
+        for seen, _record in enumerate(consumer, 1):
             if seen == records:
                 break
         return records / (time.perf_counter() - started)

@@ -29,7 +29,7 @@ from raystream.actors.keeper import CoordinatorKeeper
 from raystream.actors.metadata_store import MetadataStore
 from raystream.actors.writer import Ticket, Writer
 from raystream.clock import SystemClock
-from raystream.errors import RaystreamError, RequestTimeout
+from raystream.errors import RaystreamError, RequestTimeout, StorageError
 from raystream.storage import root as data_roots
 from raystream.storage.files import DiskFiles
 
@@ -233,6 +233,8 @@ class BrokerActor:
                 if not isinstance(error, RaystreamError):
                     traceback.print_exc()
                 ticket.fail(error)
+                if isinstance(error, StorageError) and not error.retriable:
+                    self._give_up(error)  # the metadata log takes no more writes until it is recovered
 
     def _serve(self, keys: list[Key]) -> None:
         """Opens replicas in actors. One that was not open gets a new incarnation first, which fences its past."""

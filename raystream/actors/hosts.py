@@ -127,6 +127,7 @@ class Hosts:
         """Starts the actor kept in reserve, without waiting for it."""
         if self._spare is None:
             self._spare = self._launch()
+            self._remember()
 
     def _launch(self) -> tuple[str, Any]:
         name = f"raystream-partitions-{os.urandom(6).hex()}"
@@ -173,6 +174,11 @@ class Hosts:
                 continue
             host = self._take_in(Host(name, handle, pid, internal))
             host.keys.update((status.topic_id, status.partition) for status in statuses)
+        if remembered["spare"]:
+            with contextlib.suppress(RaystreamError):
+                handle = find_actor(remembered["spare"], self._namespace)
+                wait_for(handle.pid.remote(), ADOPT_TIMEOUT_MS)
+                self._spare = (remembered["spare"], handle)
 
     def stop(self) -> None:
         """Closes every log cleanly and ends the actors."""
@@ -190,6 +196,7 @@ class Hosts:
         state = {
             "cluster": self._cluster,
             "hosts": {host.name: [host.pid, host.internal] for host in self._hosts.values()},
+            "spare": self._spare[0] if self._spare else "",
         }
         temporary = self._file.with_suffix(".tmp")
         temporary.write_text(json.dumps(state))

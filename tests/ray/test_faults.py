@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 import pytest
 import ray
@@ -25,7 +26,7 @@ class Load:
 
     def __init__(self, cluster: rs.Cluster, topic: str, partitions: int) -> None:
         self.acknowledged: dict[int, rs.RecordMetadata] = {}
-        self.failures: list[BaseException] = []
+        self.failures: list[Exception] = []
         self.consumed: list[int] = []
         self._cluster = cluster
         self._topic = topic
@@ -33,7 +34,7 @@ class Load:
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._guard, args=(work,)) for work in (self._produce, self._consume)]
 
-    def __enter__(self) -> Load:
+    def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
         return self
@@ -47,7 +48,7 @@ class Load:
     def _guard(self, work: Callable[[], None]) -> None:
         try:
             work()
-        except BaseException as error:
+        except Exception as error:
             self.failures.append(error)
 
     def _produce(self) -> None:

@@ -69,13 +69,24 @@ def test_members_share_the_partitions(cluster: rs.Cluster, topic_name: Callable[
     one = cluster.consumer(topic, group="shared", start="earliest", heartbeat_interval_ms=100)
     two = cluster.consumer(topic, group="shared", start="earliest", heartbeat_interval_ms=100)
     with one, two:
-        _until(lambda: (one.poll(0.05), two.poll(0.05), len(one.assignment()) == len(two.assignment()) == 2)[-1])
+
+        def shared() -> bool:
+            assert one.poll(0.05) is None
+            assert two.poll(0.05) is None
+            return len(one.assignment()) == len(two.assignment()) == 2
+
+        _until(shared)
         assert set(one.assignment()).isdisjoint(two.assignment())
         with cluster.producer() as producer:
             for number in range(100):
                 producer.send(topic, str(number), partition=number % 4)
         seen: list[str | None] = []
-        _until(lambda: (seen.extend(_texts(one.poll(0.1))), seen.extend(_texts(two.poll(0.1))), len(seen) >= 100)[-1])
+
+        def all_seen() -> bool:
+            seen.extend(_texts(one.poll(0.1)) + _texts(two.poll(0.1)))
+            return len(seen) >= 100
+
+        _until(all_seen)
     assert sorted(int(text or "") for text in seen) == list(range(100))
 
 
