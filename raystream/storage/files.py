@@ -14,6 +14,7 @@ import os
 import sys
 import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final, Protocol
 
 from raystream.batch import Bytes
@@ -216,8 +217,9 @@ class DiskFiles:
         except OSError as error:
             os.close(descriptor)
             raise storage_error(error, "lock", path) from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        with suppress(OSError):  # the text only says whom to name; a full disk must not keep a log from being read
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         return DiskLock(descriptor)
 
     def free_bytes(self, directory: str) -> int:
@@ -337,6 +339,11 @@ def _read_fully(descriptor: int, position: int, length: int) -> bytes:
 
 def _sync_descriptor(descriptor: int) -> None:
     if sys.platform == "darwin":
-        fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)  # fsync there only reaches the drive's cache
+        try:
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)  # fsync there only reaches the drive's cache
+        except OSError as error:
+            if error.errno not in (errno.ENOTSUP, errno.EINVAL, errno.ENOTTY):
+                raise
+            os.fsync(descriptor)  # a file system that knows no better
     else:
         os.fdatasync(descriptor)

@@ -350,18 +350,27 @@ class Log:
         if offset <= self.start_offset:
             return
         before, self.start_offset = self.start_offset, offset
+        gone = [s for s in self._segments[:-1] if s.tail.end_offset <= offset]
         try:
-            self.checkpoint()
+            self._checkpoint_making_room(gone)
         except DiskFull:
             self.start_offset = before
             raise
-        gone = [s for s in self._segments[:-1] if s.tail.end_offset <= offset]
         self._segments = self._segments[len(gone) :]
         for segment in gone:
             self._files.unlink(segment.path)
             self._files.unlink(segment.index_path)
         if gone:
             self._files.sync_dir(self._directory)
+
+    def _checkpoint_making_room(self, gone: list[Segment]) -> None:
+        """Deleting must work on a disk without a byte of room: index files of what goes can go first."""
+        try:
+            self.checkpoint()
+        except DiskFull:
+            for segment in gone:
+                self._files.unlink(segment.index_path)
+            self.checkpoint()
 
     def add_schema(self, schema: pa.Schema) -> None:
         """The topic's next schema; its id is one more than the last."""

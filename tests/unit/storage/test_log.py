@@ -250,6 +250,37 @@ def test_deleting_moves_the_start_and_removes_whole_segments() -> None:
     assert append(log, message([b"next"]))[0].base_offset == 60
 
 
+def test_records_can_be_deleted_on_a_disk_without_room() -> None:
+    files = MemoryFiles()
+    log = filled(files, 40, segment_bytes=4_000)
+    log.checkpoint()
+    append(log, message([b"x"], producer=(1, 0, 0)))
+    commit(log)
+    files.capacity_bytes -= files.free_bytes(DIRECTORY)
+    with pytest.raises(DiskFull):
+        log.delete_before(1)  # nothing goes that could make room
+    assert log.start_offset == 0
+    log.delete_before(60)
+    files.kill()
+    log = open_log(files, segment_bytes=4_000)
+    assert log.start_offset == 60 and read_all(log)[0] == (60, b"60")
+
+
+def test_a_log_on_a_full_disk_opens_and_is_read() -> None:
+    files = MemoryFiles()
+    log = filled(files, 5)
+    append(log, message([b"tail"]))
+    files.kill()
+    path = f"{DIRECTORY}/{0:020d}.log"
+    files.corrupt(path, files.read(path)[:-1])
+    files.capacity_bytes -= files.free_bytes(DIRECTORY)
+    log = open_log(files)
+    assert len(read_all(log)) == 15
+    with pytest.raises(DiskFull):
+        append(log, message([b"x" * 9_999]))
+    log.close()
+
+
 def test_bytes_that_are_deleted_while_they_are_read() -> None:
     log = filled(MemoryFiles(), 20, segment_bytes=4_000)
     span = log.read(0, max_bytes=1, end_offset=60)[0]
