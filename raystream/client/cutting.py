@@ -1,0 +1,216 @@
+"""From a chunk or a frame's slice to pieces, each for one partition: columns, key hashes, one stable sort, one take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from raystream.client.accumulator import Sink
+from raystream.client.partitioner import (
+    NO_KEY,
+    Partitioner,
+    Partitions,
+    column_partitions,
+    key_column,
+    key_value_bytes,
+    partitions_of,
+)
+from raystream.client.rows import event_times
+from raystream.client.sent import Chunk, Delivery, Piece
+from raystream.errors import InvalidRecord, PartitionNotFound
+from raystream.schema import HEADERS_TYPE, RAW_SCHEMA
+
+_BINARY: Final = pa.binary()
+
+
+def chunk_columns(chunk: Chunk, sink: Sink, now_ms: int) -> tuple[pa.RecordBatch, npt.NDArray[np.int64]]:
+    """The chunk's records under the stored schema, and their timestamps."""
+    if sink.rows is not None:
+        rows = sink.rows.to_batch(chunk.values)
+        return rows, event_times(rows, sink.time, now_ms)
+    stamps = np.array(chunk.stamps, np.int64)
+    count = chunk.rows
+    keys = pa.nulls(count, _BINARY) if chunk.keys is None else pa.array(chunk.keys, _BINARY)
+    headers = pa.nulls(count, HEADERS_TYPE) if chunk.headers is None else pa.array(chunk.headers, HEADERS_TYPE)
+    columns = [keys, pa.array(chunk.values, _BINARY), headers, pa.array(stamps)]
+    return pa.record_batch(columns, schema=RAW_SCHEMA), stamps
+
+
+def chunk_partitions(
+    chunk: Chunk, sink: Sink, rows: pa.RecordBatch, partitioner: Partitioner | None, idlest: Callable[[], int]
+) -> Partitions | int:
+    """The partition of every record, or one number where it is the same for all."""
+    targets: Partitions | int = NO_KEY
+    if partitioner is not None:
+        targets = _custom(chunk, sink, partitioner)
+    elif sink.typed:
+        if sink.key is not None:
+            targets = column_partitions(rows.column(sink.key), sink.partitions)
+    elif chunk.keys is not None:
+        targets = partitions_of(rows.column("key"), sink.partitions)
+    if chunk.partitions is not None:
+        if isinstance(targets, int):
+            targets = np.full(chunk.rows, targets, np.int32)
+        for index, partition in enumerate(chunk.partitions):
+            if partition is not None:
+                targets[index] = partition
+    return _spread(targets, idlest)
+
+
+def _custom(chunk: Chunk, sink: Sink, partitioner: Partitioner) -> Partitions:
+    """The user's own partitioner, record by record; explicit partitions are not asked about."""
+    targets = np.full(chunk.rows, NO_KEY, np.int32)
+    keys = chunk.keys or [None] * chunk.rows
+    explicit = chunk.partitions or [None] * chunk.rows
+    names = sink.schema.names
+    key_at = names.index(sink.key) if sink.typed and sink.key is not None else None
+    for index, (key, value, given) in enumerate(zip(keys, chunk.values, explicit, strict=True)):
+        if given is not None:
+            continue
+        if sink.typed:
+            key = key_value_bytes(value[key_at]) if key_at is not None else None
+            value = dict(zip(names, value, strict=True))
+        chosen = partitioner(sink.name, key, value, sink.partitions)
+        targets[index] = check_partition(chosen, sink, "the partitioner returned")
+    return targets
+
+
+def check_partition(partition: Any, sink: Sink, who: str = "") -> int:
+    """The partition as an int. Raises InvalidRecord for what is no int, PartitionNotFound outside the topic's range."""
+    if isinstance(partition, (bool, np.bool_)) or not hasattr(partition, "__index__"):
+        raise InvalidRecord(f"{who or 'partition must be an int, not'} {partition!r}: give 0 to {sink.partitions - 1}")
+    number = int(partition.__index__())
+    if not 0 <= number < sink.partitions:
+        said = f"{who} {number}: " if who else ""
+        raise PartitionNotFound(f"{said}topic {sink.name!r} has partitions 0 to {sink.partitions - 1}, not {number}")
+    return number
+
+
+def _spread(targets: Partitions | int, idlest: Callable[[], int]) -> Partitions | int:
+    """Rows without a key stay together and go where least is waiting."""
+    if isinstance(targets, int):
+        return idlest() if targets == NO_KEY else targets
+    unkeyed = targets == NO_KEY
+    if unkeyed.any():
+        targets = np.where(unkeyed, np.int32(idlest()), targets).astype(np.int32)
+    first = int(targets[0])
+    return first if (targets == first).all() else targets
+
+
+def grouped(targets: Partitions) -> tuple[npt.NDArray[np.int64], list[tuple[int, int, int]]]:
+    """The stable order by partition, and per partition where its rows begin and end in that order."""
+    # few bits make numpy's stable sort a radix sort
+    small = targets.astype(np.uint8 if int(targets.max()) < 256 else np.uint16)
+    order = np.argsort(small, kind="stable")
+    ordered = small[order]
+    begins = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+    ends = np.r_[begins[1:], len(ordered)]
+    return order, [(int(ordered[first]), int(first), int(end)) for first, end in zip(begins, ends, strict=True)]
+
+
+def cut_chunk(
+    chunk: Chunk,
+    sink: Sink,
+    partitioner: Partitioner | None,
+    idlest: Callable[[], int],
+    now_ms: int,
+    delivery_timeout_ms: float,
+) -> list[Piece]:
+    """The chunk's pieces, ready for their partitions. Raises what is wrong with its records; then nothing is cut."""
+    rows, stamps = chunk_columns(chunk, sink, now_ms)
+    targets = chunk_partitions(chunk, sink, rows, partitioner, idlest)
+    pieces: list[Piece] = []
+    order = None
+    if isinstance(targets, int):
+        pieces += _pieces(chunk, targets, rows, stamps, sink.chunk_bytes, sink)
+    else:
+        order, groups = grouped(targets)
+        rows, sorted_stamps = rows.take(pa.array(order)), stamps[order]
+        for partition, first, end in groups:
+            part, part_stamps = rows.slice(first, end - first), sorted_stamps[first:end]
+            pieces += _pieces(chunk, partition, part, part_stamps, sink.chunk_bytes, sink)
+    left = chunk.charge
+    for piece in pieces:
+        piece.charge = chunk.charge * piece.count // chunk.rows
+        left -= piece.charge
+        piece.deadline_ms = chunk.created_ms + delivery_timeout_ms
+    pieces[-1].charge += left
+    by_partition: dict[int, list[Piece]] = {}
+    for piece in pieces:
+        by_partition.setdefault(piece.partition, []).append(piece)
+    chunk.cut(by_partition, stamps, None if order is None else np.asarray(targets), order)
+    return pieces
+
+
+def _pieces(
+    delivery: Delivery, partition: int, rows: pa.RecordBatch, stamps: Any, max_bytes: int, sink: Sink
+) -> Iterator[Piece]:
+    """Rows of one partition as pieces of at most `max_bytes`. Raises RecordTooLarge for a single row beyond that."""
+    first = 0
+    for part in _halves(rows, max_bytes, sink):
+        piece = Piece(delivery, partition, first, part)
+        own = stamps[first : first + piece.count]
+        piece.first_timestamp_ms = int(own[0])
+        piece.max_timestamp_ms = int(own.max())
+        first += piece.count
+        yield piece
+
+
+def _halves(rows: pa.RecordBatch, max_bytes: int, sink: Sink) -> Iterator[pa.RecordBatch]:
+    if rows.nbytes <= max_bytes or (rows.num_rows == 1 and rows.nbytes <= sink.max_record_bytes):
+        yield rows
+        return
+    if rows.num_rows == 1:
+        raise sink.too_large(rows.nbytes)
+    half = rows.num_rows // 2
+    yield from _halves(rows.slice(0, half), max_bytes, sink)
+    yield from _halves(rows.slice(half), max_bytes, sink)
+
+
+def cut_slice(
+    frame: Delivery,
+    sink: Sink,
+    rows: pa.RecordBatch,
+    stamps: npt.NDArray[np.int64],
+    targets: Partitions | int,
+    copy: bool,
+) -> list[Piece]:
+    """A frame's slice as pieces; `first` counts on from what the frame handed over before. `copy`: the rows' memory is
+    the user's to change."""
+    pieces: list[Piece] = []
+    if isinstance(targets, int):
+        if copy:
+            rows = rows.take(pa.array(np.arange(rows.num_rows)))
+        pieces += _pieces(frame, targets, rows, stamps, sink.frame_bytes, sink)
+    else:
+        order, groups = grouped(targets)
+        rows, stamps = rows.take(pa.array(order)), stamps[order]
+        for partition, first, end in groups:
+            part = rows.slice(first, end - first)
+            pieces += _pieces(frame, partition, part, stamps[first:end], sink.frame_bytes, sink)
+    return pieces
+
+
+def frame_partitions(
+    sink: Sink, rows: pa.RecordBatch, partitioner: Partitioner | None, idlest: Callable[[], int]
+) -> Partitions | int:
+    """The partition of every row of a slice by its key column, or one number where it is the same for all."""
+    targets: Partitions | int = NO_KEY
+    column = sink.key if sink.typed else "key"
+    if partitioner is not None:
+        keys = [None] * rows.num_rows if column is None else key_column(rows.column(column)).to_pylist()
+        values = rows.to_pylist() if sink.typed else rows.column("value").to_pylist()
+        chosen = [
+            check_partition(partitioner(sink.name, key, value, sink.partitions), sink, "the partitioner returned")
+            for key, value in zip(keys, values, strict=True)
+        ]
+        targets = np.array(chosen, np.int32)
+    elif sink.partitions == 1:
+        return 0
+    elif column is not None and rows.column(column).null_count < rows.num_rows:
+        targets = column_partitions(rows.column(column), sink.partitions)
+    return _spread(targets, idlest)

@@ -1,0 +1,214 @@
+"""One partition as a producer sees it: what waits, what is in flight, and in which sequence. Pure state; the sender
+moves it.
+
+The rules that keep retries from doubling or reordering (KIP-98, KIP-360):
+- A batch keeps its bytes, and so its sequence, over all its tries.
+- When a batch is given up, the numbers after it can never be accepted: the pipeline *drains*. Nothing new is sent until
+  all that is in flight is settled or known not to be in the log; the latter is taken back. Then the epoch is raised,
+  which also bars late arrivals of earlier tries, and sequences begin at 0.
+- A batch whose outcome is unknown is never encoded again.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from typing import Final
+
+import pyarrow as pa
+
+from raystream import batch as b
+from raystream.client.accumulator import Sink
+from raystream.client.sent import Piece
+from raystream.client.sent_frame import Frame
+from raystream.config import INLINE_LIMIT_BYTES, MIB
+
+_FULL_BYTES: Final = MIB
+"""From here on a batch moves through the object store at memory speed."""
+_MAX_EPOCH: Final = 2**15 - 1
+
+
+class Batch:
+    """Pieces that travel as one encoded batch."""
+
+    __slots__ = (
+        "base_sequence",
+        "deadline_ms",
+        "epoch",
+        "first_sent_ms",
+        "message",
+        "nbytes",
+        "number",
+        "pieces",
+        "producer_id",
+        "rows",
+        "taken_back",
+        "unknown",
+    )
+
+    def __init__(self, number: int, pieces: list[Piece], producer_id: int, epoch: int, base_sequence: int) -> None:
+        self.number = number
+        self.pieces = pieces
+        self.rows = sum(piece.count for piece in pieces)
+        self.nbytes = sum(piece.nbytes for piece in pieces)
+        self.producer_id = producer_id
+        self.epoch = epoch
+        self.base_sequence = base_sequence
+        self.deadline_ms = min(piece.deadline_ms for piece in pieces)
+        self.message: memoryview | None = None
+        self.first_sent_ms: float | None = None
+        self.unknown = False
+        """Whether a try ended without an answer: it may be in the log, or get there yet."""
+        self.taken_back = False
+
+    def encode(self, topic_id: str, partition: int, schema_id: int, attributes: int, compression: str | None) -> None:
+        """Makes the message. The only work on the rows; may run on any thread."""
+        batches = [piece.rows for piece in self.pieces]
+        rows = batches[0] if len(batches) == 1 else pa.concat_batches(batches)
+        fields = b.ProducerFields(
+            topic_id=topic_id,
+            partition=partition,
+            schema_id=schema_id,
+            producer_id=self.producer_id,
+            producer_epoch=self.epoch,
+            base_sequence=self.base_sequence,
+            last_offset_delta=self.rows - 1,
+            first_timestamp_ms=self.pieces[0].first_timestamp_ms,
+            max_timestamp_ms=max(piece.max_timestamp_ms for piece in self.pieces),
+            attributes=attributes,
+        )
+        self.message = b.encode(rows, fields, compression=compression)
+
+
+class Pipeline:
+    """What waits for one partition and what is in flight to it."""
+
+    __slots__ = (
+        "draining",
+        "epoch",
+        "fenced",
+        "gap_unknown",
+        "in_flight",
+        "max_in_flight",
+        "numbers",
+        "partition",
+        "pending",
+        "pending_bytes",
+        "producer_id",
+        "sequence",
+        "sink",
+        "taken_back",
+    )
+
+    def __init__(self, sink: Sink, partition: int, max_in_flight: int) -> None:
+        self.sink = sink
+        self.partition = partition
+        self.max_in_flight = max_in_flight
+        self.pending: deque[Piece] = deque()
+        self.pending_bytes = 0
+        self.in_flight: list[Batch] = []
+        self.numbers = itertools.count()
+        self.producer_id: int | None = None
+        self.fenced = False
+        """The producer id is of no use any more: after the draining comes a new one."""
+        self.epoch = 0
+        self.sequence = 0
+        self.draining = False
+        self.gap_unknown = False
+        """Draining because of a batch that may yet arrive."""
+        self.taken_back: list[Batch] = []
+
+    @property
+    def waiting_bytes(self) -> int:
+        """How much is on its way to the partition."""
+        return self.pending_bytes + sum(batch.nbytes for batch in self.in_flight)
+
+    @property
+    def idle(self) -> bool:
+        return not self.in_flight and not self.pending
+
+    def add(self, piece: Piece) -> None:
+        self.pending.append(piece)
+        self.pending_bytes += piece.nbytes
+
+    def may_send(self) -> bool:
+        """Whether another batch should leave now.
+
+        While one is in flight, what waits grows until it is worth a large message: depth in flight costs latency, and
+        sizes between the inline limit and a megabyte cost the most per byte.
+        """
+        if not self.pending or self.draining:
+            return False
+        if not self.in_flight:
+            return True
+        return len(self.in_flight) < self.max_in_flight and self.pending_bytes >= min(
+            _FULL_BYTES, self.sink.chunk_bytes
+        )
+
+    def next_pieces(self) -> list[Piece]:
+        """Takes as many waiting pieces as one batch may hold."""
+        frames = isinstance(self.pending[0].delivery, Frame)
+        limit = self.sink.frame_bytes if frames else self.sink.chunk_bytes
+        pieces = [self.pending.popleft()]
+        nbytes = pieces[0].nbytes
+        while self.pending and nbytes + self.pending[0].nbytes <= limit:
+            piece = self.pending.popleft()
+            nbytes += piece.nbytes
+            pieces.append(piece)
+        self.pending_bytes -= nbytes
+        return pieces
+
+    def next_batch(self, pieces: list[Piece]) -> Batch:
+        """A batch with the next sequence, in flight from now on."""
+        assert self.producer_id is not None
+        batch = Batch(next(self.numbers), pieces, self.producer_id, self.epoch, self.sequence)
+        if self.producer_id != b.NO_PRODUCER_ID:
+            self.sequence = b.advance_sequence(self.sequence, batch.rows)
+        self.in_flight.append(batch)
+        return batch
+
+    def is_head(self, batch: Batch) -> bool:
+        """Whether everything before the batch is settled."""
+        return bool(self.in_flight) and self.in_flight[0] is batch
+
+    def may_take_back(self, batch: Batch) -> bool:
+        """Whether a batch that was refused as out of order is known not to be in the log, now and for good.
+
+        It is, if every try was answered; also if it is the first in flight and none before it can arrive any more: the
+        gap before it then never closes, so that no earlier try of it is ever accepted.
+        """
+        return not batch.unknown or (self.is_head(batch) and not self.gap_unknown)
+
+    def settled(self, batch: Batch) -> None:
+        """The batch left the flight. Ends the draining when it was the last."""
+        self.in_flight.remove(batch)
+        if batch.taken_back:
+            self.taken_back.append(batch)
+        if self.draining and not self.in_flight:
+            self._restart()
+
+    def _restart(self) -> None:
+        for batch in sorted(self.taken_back, key=lambda batch: -batch.number):
+            self.pending.extendleft(reversed(batch.pieces))
+            self.pending_bytes += batch.nbytes
+        self.taken_back = []
+        self.draining = self.gap_unknown = False
+        self.sequence = 0
+        self.epoch += 1
+        if self.fenced or self.epoch > _MAX_EPOCH:
+            self.fenced = False
+            self.epoch = 0
+            if self.producer_id != b.NO_PRODUCER_ID:
+                self.producer_id = None
+
+    def take_all(self) -> list[Piece]:
+        """Everything that waits, for failing it."""
+        pieces = list(self.pending)
+        self.pending.clear()
+        self.pending_bytes = 0
+        return pieces
+
+
+def encodes_long(nbytes: int) -> bool:
+    """Whether encoding so much is worth a thread of its own."""
+    return nbytes > 4 * INLINE_LIMIT_BYTES

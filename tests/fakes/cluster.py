@@ -1,0 +1,396 @@
+"""A cluster of plain objects for the producing side: partitions that keep what they are sent by the log's own rules of
+idempotence, and faults on order. Every port runs on the client's own loop; tests steer from their thread."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import uuid
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import pyarrow as pa
+
+from raystream import messages as m
+from raystream.batch import Bytes, BatchHeader, check_producer_crc, decode, parse, row_count
+from raystream.client.loop import BackgroundLoop
+from raystream.client.partitioner import Partitioner
+from raystream.client.producer import Producer
+from raystream.client.routing import Routing
+from raystream.clock import Clock, SystemClock
+from raystream.config import ProducerConfig, TopicConfig, build
+from raystream.core.reorder import ReorderBuffer
+from raystream.errors import ActorLost, NotLeader, OutOfOrderSequence, RequestTimeout
+from raystream.ports import ControllerPort, CoordinatorPort, PartitionPort
+from raystream.schema import RAW_SCHEMA, stored_schema
+from raystream.storage.producer_state import Duplicate, ProducerState
+
+NODE = "node-a"
+REORDER_WAIT_MS = 200.0
+
+
+@dataclass
+class Fault:
+    """What happens to one append: an error instead of it (`before`) or after it was written (`after`), a delay before
+    it arrives, or its arrival only once `gate` is opened."""
+
+    before: Exception | None = None
+    after: Exception | None = None
+    delay_ms: float = 0.0
+    gate: asyncio.Event | None = None
+    late: bool = False
+    """The caller hears RequestTimeout at once, and the batch arrives all the same, after the delay or the gate."""
+
+
+def lost_request() -> Fault:
+    return Fault(before=ActorLost("the actor died before it wrote"))
+
+
+def lost_reply() -> Fault:
+    return Fault(after=RequestTimeout("no answer"))
+
+
+def refused(error: Exception) -> Fault:
+    return Fault(before=error)
+
+
+class FakePartition:
+    """A PartitionPort over lists. `faults` are used up by appends in the order in which they arrive."""
+
+    def __init__(self, topic_id: str, number: int, schema: pa.Schema, clock: Clock) -> None:
+        self.topic_id = topic_id
+        self.number = number
+        self.schema = schema
+        self.headers: list[BatchHeader] = []
+        self.batches: list[pa.RecordBatch] = []
+        self.sizes: list[int] = []
+        self.requests: list[m.AppendRequest] = []
+        self.faults: deque[Fault] = deque()
+        self.fault: Callable[[BatchHeader], Fault | None] | None = None
+        """Decides where `faults` has none."""
+        self.end_offset = 0
+        self.in_flight = 0
+        self.most_in_flight = 0
+        self.keep = True
+        """False: count only, for benchmarks."""
+        self._clock = clock
+        self._producers = ProducerState(clock)
+        self._early: ReorderBuffer[asyncio.Future[m.AppendReply]] = ReorderBuffer(max_wait_ms=REORDER_WAIT_MS)
+        self._late: set[asyncio.Task[Any]] = set()
+
+    async def append(self, request: m.AppendRequest, batch: Bytes, *, timeout_ms: float) -> m.AppendReply:
+        self.requests.append(request)
+        data = bytes(batch)
+        if not self.keep:
+            await asyncio.sleep(0)
+            header = parse(data)
+            return self._write(header, data)
+        header = parse(data)
+        fault = self.faults.popleft() if self.faults else (self.fault(header) if self.fault else None)
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        try:
+            if fault is not None and fault.late:
+                task = asyncio.ensure_future(self._arrive(request, header, data, fault))
+                self._late.add(task)
+                task.add_done_callback(lambda done: (self._late.discard(done), done.exception()))
+                raise RequestTimeout("no answer")
+            return await asyncio.wait_for(self._arrive(request, header, data, fault), timeout_ms / 1000)
+        except TimeoutError as error:
+            if isinstance(error, RequestTimeout):
+                raise
+            raise RequestTimeout(f"no answer within {timeout_ms:.0f} ms") from None
+        finally:
+            self.in_flight -= 1
+
+    async def _arrive(
+        self, request: m.AppendRequest, header: BatchHeader, data: bytes, fault: Fault | None
+    ) -> m.AppendReply:
+        if fault is not None:
+            if fault.gate is not None:
+                await fault.gate.wait()
+            await asyncio.sleep(fault.delay_ms / 1000)
+            if fault.before is not None:
+                raise fault.before
+        if request.topic_id != self.topic_id:
+            raise NotLeader("no such partition here")
+        check_producer_crc(memoryview(data), header)
+        assert (header.topic_id, header.partition) == (self.topic_id, self.number)
+        assert row_count(data, header) == header.last_offset_delta + 1
+        reply = await self._place(header, data, request.age_ms)
+        if fault is not None and fault.after is not None:
+            raise fault.after
+        return reply
+
+    async def _place(self, header: BatchHeader, data: bytes, age_ms: int) -> m.AppendReply:
+        try:
+            verdict = self._producers.check(header, age_ms=age_ms)
+        except OutOfOrderSequence:
+            turn: asyncio.Future[m.AppendReply] = asyncio.get_running_loop().create_future()
+            now = self._clock.monotonic_ms()
+            if self._early.offer(header.producer_id, header.base_sequence, turn, now) is None:
+                raise
+            done, _ = await asyncio.wait({turn}, timeout=REORDER_WAIT_MS / 1000)
+            if not done:
+                self._early.release_after(header.producer_id, header.base_sequence)
+                raise
+            return await self._place(header, data, age_ms)
+        if isinstance(verdict, Duplicate):
+            return self._reply(verdict.base_offset, duplicate=True)
+        reply = self._write(header, data)
+        following = self._early.release_after(
+            header.producer_id, (header.base_sequence + header.last_offset_delta + 1) % 2**31
+        )
+        if following is not None and not following.done():
+            following.set_result(reply)
+        return reply
+
+    def _write(self, header: BatchHeader, data: bytes) -> m.AppendReply:
+        base = self.end_offset
+        self._producers.record(header, base, self._clock.now_ms())
+        self.end_offset += header.last_offset_delta + 1
+        self.headers.append(header)
+        self.sizes.append(len(data))
+        if self.keep:
+            self.batches.append(decode(data, self.schema))
+        return self._reply(base)
+
+    def _reply(self, base: int, *, duplicate: bool = False) -> m.AppendReply:
+        return m.AppendReply(
+            base_offset=base,
+            append_time_ms=self._clock.now_ms(),
+            leader_epoch=1,
+            high_watermark=self.end_offset,
+            duplicate=duplicate,
+        )
+
+    def column(self, name: str = "value") -> list[Any]:
+        """Everything in the log, in order."""
+        return list(itertools.chain.from_iterable(batch.column(name).to_pylist() for batch in self.batches))
+
+    def rows(self) -> list[dict[str, Any]]:
+        return list(itertools.chain.from_iterable(batch.to_pylist() for batch in self.batches))
+
+    async def fetch(self, request: m.FetchRequest, *, timeout_ms: float) -> m.FetchReply:
+        raise NotImplementedError
+
+    async def list_offsets(self, request: m.ListOffsetsRequest, *, timeout_ms: float) -> m.OffsetReply:
+        raise NotImplementedError
+
+    async def delete_records(self, request: m.DeleteRecordsRequest, *, timeout_ms: float) -> m.OffsetReply:
+        raise NotImplementedError
+
+    async def status(self, *, timeout_ms: float) -> tuple[m.ReplicaStatus, ...]:
+        raise NotImplementedError
+
+
+class FakeCoordinator:
+    """Hands out producer ids."""
+
+    def __init__(self) -> None:
+        self.producer_ids = itertools.count(1)
+        self.handed_out = 0
+        self.errors: deque[Exception] = deque()
+        self.down: Exception | None = None
+
+    async def init_producer(self, request: m.InitProducerRequest, *, timeout_ms: float) -> m.InitProducerReply:
+        if self.down is not None:
+            raise self.down
+        if self.errors:
+            raise self.errors.popleft()
+        self.handed_out += 1
+        return m.InitProducerReply(producer_id=next(self.producer_ids), producer_epoch=0)
+
+    async def heartbeat(self, request: m.HeartbeatRequest, *, timeout_ms: float) -> m.HeartbeatReply:
+        raise NotImplementedError
+
+    async def commit(self, request: m.CommitRequest, *, timeout_ms: float) -> m.Done:
+        raise NotImplementedError
+
+    async def fetch_offsets(self, request: m.GroupRequest, *, timeout_ms: float) -> tuple[m.CommittedOffset, ...]:
+        raise NotImplementedError
+
+    async def list_groups(self, request: m.GroupRequest, *, timeout_ms: float) -> tuple[m.GroupInfo, ...]:
+        raise NotImplementedError
+
+    async def describe_group(self, request: m.GroupRequest, *, timeout_ms: float) -> m.GroupInfo:
+        raise NotImplementedError
+
+    async def delete_group(self, request: m.GroupRequest, *, timeout_ms: float) -> m.Done:
+        raise NotImplementedError
+
+
+@dataclass
+class FakeTopic:
+    name: str
+    topic_id: str
+    schema: pa.Schema
+    typed: bool
+    key: str | None
+    time: str | None
+    config: Mapping[str, Any]
+    partitions: list[FakePartition]
+    offline: set[int] = field(default_factory=set)
+
+    def metadata(self) -> m.TopicMetadata:
+        return m.TopicMetadata(
+            name=self.name,
+            topic_id=self.topic_id,
+            typed=self.typed,
+            schemas=(self.schema.serialize().to_pybytes(),),
+            key=self.key,
+            time=self.time,
+            config=self.config,
+            replication_factor=1,
+            partitions=tuple(
+                m.PartitionMetadata(
+                    partition=part.number,
+                    leader=0,
+                    leader_epoch=1,
+                    replicas=(0,),
+                    isr=(0,),
+                    actor="" if part.number in self.offline else f"{self.name}/{part.number}",
+                    node_id=NODE,
+                )
+                for part in self.partitions
+            ),
+        )
+
+    def column(self, name: str = "value") -> list[Any]:
+        """Everything in the topic, by partition."""
+        return [value for part in self.partitions for value in part.column(name)]
+
+
+class FakeCluster:
+    """Directory and controller in one; owns the client's loop. A context manager."""
+
+    def __init__(self, clock: Clock | None = None) -> None:
+        self.loop = BackgroundLoop("fake-cluster")
+        self.clock = clock or SystemClock()
+        self.topics: dict[str, FakeTopic] = {}
+        self.coordinator_port = FakeCoordinator()
+        self.routing = Routing(self, self.clock)
+        self.controller_down: Exception | None = None
+        self.metadata_requests = 0
+        self._producers: list[Producer] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for producer in self._producers:
+            producer._ledger.take_failures()
+            producer.close(5)
+        self.loop.stop()
+
+    def create(
+        self,
+        name: str = "t",
+        partitions: int = 1,
+        *,
+        schema: pa.Schema | None = None,
+        key: str | None = None,
+        time: str | None = None,
+        config: Mapping[str, Any] | None = None,
+    ) -> FakeTopic:
+        build(TopicConfig, config or {})
+        topic_id = uuid.uuid4().hex
+        stored = RAW_SCHEMA if schema is None else stored_schema(schema)
+        parts = [FakePartition(topic_id, number, stored, self.clock) for number in range(partitions)]
+        topic = FakeTopic(name, topic_id, stored, schema is not None, key, time, config or {}, parts)
+        self.topics[name] = topic
+        return topic
+
+    def grow(self, name: str, partitions: int) -> None:
+        topic = self.topics[name]
+        for number in range(len(topic.partitions), partitions):
+            topic.partitions.append(FakePartition(topic.topic_id, number, topic.schema, self.clock))
+
+    def producer(
+        self,
+        *,
+        key_serializer: Callable[[Any], bytes | None] | None = None,
+        value_serializer: Callable[[Any], bytes | None] | None = None,
+        partitioner: Partitioner | None = None,
+        **settings: Any,
+    ) -> Producer:
+        producer = Producer(
+            self.routing,
+            self.loop,
+            build(ProducerConfig, settings),
+            key_serializer=key_serializer,
+            value_serializer=value_serializer,
+            partitioner=partitioner,
+        )
+        self._producers.append(producer)
+        return producer
+
+    def on_loop(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        """Runs `call` on the loop's thread, where the ports live."""
+
+        async def run() -> Any:
+            return call(*arguments)
+
+        return self.loop.run(run(), 10)
+
+    # Directory ------------------------------------------------------------------------------------------------------
+
+    async def controller(self) -> ControllerPort:
+        return self
+
+    def partition(self, actor: str) -> PartitionPort:
+        name, _, number = actor.rpartition("/")
+        if name not in self.topics:
+            return _Gone()
+        return self.topics[name].partitions[int(number)]
+
+    def coordinator(self, actor: str) -> CoordinatorPort:
+        return self.coordinator_port
+
+    @property
+    def node_id(self) -> str:
+        return NODE
+
+    # Controller -----------------------------------------------------------------------------------------------------
+
+    async def metadata(self, request: m.MetadataRequest, *, timeout_ms: float) -> m.MetadataReply:
+        self.metadata_requests += 1
+        if self.controller_down is not None:
+            raise self.controller_down
+        names = list(self.topics) if request.topics is None else list(request.topics)
+        found = tuple(self.topics[name].metadata() for name in names if name in self.topics)
+        broker = m.BrokerMetadata(
+            broker_id=0,
+            actor="broker",
+            coordinator="coordinator",
+            node_id=NODE,
+            node=NODE,
+            data_dir="",
+            free_bytes=0,
+            pid=0,
+            controller=True,
+            replicas=0,
+        )
+        missing = tuple(name for name in names if name not in self.topics)
+        return m.MetadataReply(version=1, cluster_id="c", brokers=(broker,), topics=found, missing=missing)
+
+    async def create_topic(self, request: m.CreateTopicRequest, *, timeout_ms: float) -> m.TopicMetadata:
+        raise NotImplementedError
+
+    async def alter_topic(self, request: m.AlterTopicRequest, *, timeout_ms: float) -> m.TopicMetadata:
+        raise NotImplementedError
+
+    async def delete_topic(self, request: m.DeleteTopicRequest, *, timeout_ms: float) -> m.Done:
+        raise NotImplementedError
+
+
+class _Gone(FakePartition):
+    """The port of an actor that is no more."""
+
+    def __init__(self) -> None:
+        super().__init__("0" * 32, 0, RAW_SCHEMA, SystemClock())
+
+    async def append(self, request: m.AppendRequest, batch: Bytes, *, timeout_ms: float) -> m.AppendReply:
+        raise ActorLost("the actor is gone")
