@@ -6,7 +6,10 @@ import logging
 import os
 import re
 import sys
+import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -17,7 +20,6 @@ from raystream.client.loop import BackgroundLoop
 from raystream.client.producer import Producer
 from raystream.client.reader import View
 from raystream.client.routing import Routing
-from raystream.clock import SystemClock
 from raystream.config import ConsumerConfig, ProducerConfig, build
 from raystream.errors import Closed, TopicNotFound
 from raystream.jobs import ConsumerJob
@@ -56,7 +58,8 @@ def connect(
     Raises ClusterNotFound, DataDirectoryInUse (names pid and path), DataDirectoryUnusable.
     """
     _show_notices()
-    cluster = Cluster(open_session(address, data_dir, namespace))
+    session = open_session(address, data_dir, namespace)
+    cluster = Cluster(lambda: session)
     names = [topic.name for topic in cluster._topic_metadata()]
     listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
     logger.info("connected to %s, data in %s, topics: %s", cluster.address, cluster.data_dir, listed or "none yet")
@@ -80,15 +83,32 @@ class Cluster:
     exited, and otherwise the errors they name. Closing stops only what this process started; the data stays.
     """
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._loop = BackgroundLoop()
-        self._routing = Routing(session.directory, SystemClock())
-        self._admin = Admin(self._routing)
+    def __init__(self, open_connection: Callable[[], Session]) -> None:
+        self._open_connection = open_connection
+        self._opening = threading.Lock()
         self._producers: list[Producer] = []
+        self._consumers: weakref.WeakSet[Consumer] = weakref.WeakSet()  # one that nobody holds leaves by itself
         self._closed = False
 
     # The connection -------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _session(self) -> Session:
+        # A cluster that came into a task connects when it is first used: Ray answers no calls while it unpickles.
+        with self._opening:
+            return self.__dict__.get("_session") or self._open_connection()
+
+    @property
+    def _loop(self) -> BackgroundLoop:
+        return self._session.loop
+
+    @property
+    def _routing(self) -> Routing:
+        return self._session.routing
+
+    @property
+    def _admin(self) -> Admin:
+        return Admin(self._routing)
 
     @property
     def address(self) -> str:
@@ -106,13 +126,14 @@ class Cluster:
             return
         self._closed = True
         errors = []
-        for producer in self._producers:
+        clients: list[Consumer | Producer] = [*self._consumers, *self._producers]
+        for client in clients:
             try:
-                producer.close()
+                client.close()
             except Exception as error:
                 errors.append(error)
-        self._loop.stop()
-        self._session.release()
+        if "_session" in self.__dict__:
+            self._session.release()
         if errors:
             raise errors[0]
 
@@ -298,7 +319,7 @@ class Cluster:
 
         `start` counts where the group has no position. `settings` are those of `raystream.config.ConsumerConfig`.
         """
-        return Consumer(
+        consumer = Consumer(
             self._routing,
             self._loop,
             build(ConsumerConfig, settings),
@@ -310,6 +331,8 @@ class Cluster:
             client_id=client_id,
             produce=self._send_dead_letter,
         )
+        self._consumers.add(consumer)
+        return consumer
 
     def read(
         self,
@@ -360,5 +383,5 @@ class Cluster:
 
 
 def _reconnect(namespace: str) -> Cluster:
-    """The cluster of the Ray this process is in; unpickling a Cluster in a task or actor comes here."""
-    return connect(namespace=namespace)
+    """The cluster of the Ray that this process is in; unpickling a Cluster in a task or actor comes here."""
+    return Cluster(lambda: open_session(None, None, namespace))

@@ -24,6 +24,9 @@ from raystream.actors.broker import BrokerActor, BrokerReady, BrokerSpec
 from raystream.actors.handles import BROKER, RayDirectory, translated, wait_for
 from raystream.actors.launch import end_actor, find_actor, start_actor
 from raystream.actors.processes import is_alive, when_gone
+from raystream.client.loop import BackgroundLoop
+from raystream.client.routing import Routing
+from raystream.clock import SystemClock
 from raystream.errors import ClusterGone, ClusterNotFound, InvalidArgument, RaystreamError, RequestTimeout, Unavailable
 from raystream.storage import root as data_roots
 
@@ -38,7 +41,7 @@ EMBEDDED_INLINE_BYTES: Final = 2_000_000
 
 @dataclass
 class Session:
-    """This process's tie to one cluster."""
+    """This process's tie to one cluster: where it is, and the loop and the routing that all its clients share."""
 
     namespace: str
     address: str
@@ -47,6 +50,8 @@ class Session:
     directory: RayDirectory
     owns_ray: bool
     joined_ray: bool
+    loop: BackgroundLoop
+    routing: Routing
     claim: data_roots.RootClaim | None = None
     users: int = 1
     stopped: threading.Event = field(default_factory=threading.Event)
@@ -70,6 +75,7 @@ class Session:
             with contextlib.suppress(RaystreamError, ValueError):
                 stop_raystream(self.namespace)
         self.directory.gone = ClusterGone("this connection to the cluster was closed")
+        self.loop.stop()
         if self.owns_ray or self.joined_ray:
             ray.shutdown()
         if self.claim is not None:
@@ -224,12 +230,15 @@ def _bring_up(
     ready = _ready(namespace, spec)
     if data_dir is not None and Path(data_dir).resolve() != Path(ready.root).resolve():
         raise InvalidArgument(f"raystream is up on this Ray cluster with its data in {ready.root}, not in {data_dir}")
+    directory = RayDirectory(namespace)
     return Session(
         namespace=namespace,
         address=address,
         data_dir=ready.root,
         cluster_id=ready.cluster_id,
-        directory=RayDirectory(namespace),
+        directory=directory,
+        loop=BackgroundLoop(),
+        routing=Routing(directory, SystemClock()),
         owns_ray=owns_ray,
         joined_ray=joined_ray,
     )
