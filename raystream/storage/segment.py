@@ -157,6 +157,8 @@ class Segment:
         if recent and recent[0][0] <= offset:
             return recent[bisect_right(recent, offset, key=_offset_of) - 1]
         base_offset, position = self.index.at_offset(offset)
+        if base_offset == offset:
+            return base_offset, position
         for placed in self.walk(position, base_offset):
             if placed.header.next_offset > offset:
                 return placed.header.base_offset, placed.position
