@@ -85,7 +85,7 @@ _LAZY = {
     "aio": "raystream.aio",
     "Cluster": "raystream.cluster:Cluster",
     "connect": "raystream.cluster:connect",
-    "LogHandler": "raystream.client.loghandler:LogHandler",
+    "LogHandler": "raystream.log_handler:LogHandler",
 }
 
 __all__ = [

@@ -99,7 +99,7 @@ class Producer:
     def send(
         self,
         topic: str,
-        value: Any,
+        value: Any = None,
         key: Any = None,
         headers: Headers | None = None,
         timestamp_ms: int | None = None,
@@ -168,6 +168,10 @@ class Producer:
         if row.nbytes > sink.max_record_bytes:
             raise sink.too_large(row.nbytes)
         return self._add(sink, row.values, None, None, row.timestamp_ms, partition, row.nbytes)
+
+    def prepare(self, topic: str) -> None:
+        """Looks a topic up now, so that the first `send` need not wait. Raises TopicNotFound."""
+        self._sink(topic)
 
     def send_many(self, topic: str, records: Iterable[Any]) -> SentMany:
         """Sends each item as `send` does. An item is a value, a pair `(key, value)`, or a `Record` as a consumer gives

@@ -14,7 +14,7 @@ from typing import Any, Self
 import pyarrow as pa
 
 from raystream import messages as m
-from raystream.batch import Bytes, BatchHeader, check_producer_crc, decode, parse, row_count
+from raystream.batch import BatchHeader, Bytes, check_producer_crc, decode, parse, row_count
 from raystream.client.loop import BackgroundLoop
 from raystream.client.partitioner import Partitioner
 from raystream.client.producer import Producer
@@ -95,7 +95,7 @@ class FakePartition:
             if fault is not None and fault.late:
                 task = asyncio.ensure_future(self._arrive(request, header, data, fault))
                 self._late.add(task)
-                task.add_done_callback(lambda done: (self._late.discard(done), done.exception()))
+                task.add_done_callback(self._forget_late)
                 raise RequestTimeout("no answer")
             return await asyncio.wait_for(self._arrive(request, header, data, fault), timeout_ms / 1000)
         except TimeoutError as error:
@@ -104,6 +104,11 @@ class FakePartition:
             raise RequestTimeout(f"no answer within {timeout_ms:.0f} ms") from None
         finally:
             self.in_flight -= 1
+
+    def _forget_late(self, task: asyncio.Task[Any]) -> None:
+        self._late.discard(task)
+        if not task.cancelled():
+            task.exception()  # nobody hears it
 
     async def _arrive(
         self, request: m.AppendRequest, header: BatchHeader, data: bytes, fault: Fault | None
