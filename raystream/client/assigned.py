@@ -1,29 +1,22 @@
-"""What a consumer holds of each partition, and the meeting place of its two threads.
+"""What a consumer holds of one partition, and what of it is in its user's hands.
 
-The event loop puts what it fetched into a `Buffer`; the user's thread takes it out. Positions are kept here, because
-they move when the user asks for more: a record is *processed* once the next one is asked for. One lock guards all of
-it and is held for moments only; rows are decoded outside it.
+Positions are kept here, because they move when the user asks for more: a record is *processed* once the next one is
+asked for. `buffer.py` guards all of it with its lock.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from typing import TypeAlias
+from collections.abc import Iterator
 
-from raystream.batch import BatchHeader
-from raystream.client.columns import Piece, Shape, decoded
+from raystream.client.columns import Shape
 from raystream.client.delivered import Batch
 from raystream.client.fetched import Fetched
-from raystream.client.records import Deserializer, Run
-from raystream.errors import CorruptBatch, NewerFormat, RaystreamError
+from raystream.client.records import Run
+from raystream.errors import RaystreamError
 from raystream.types import TopicPartition
-
-Wake: TypeAlias = Callable[[], None]
 
 
 class Assigned:
@@ -60,13 +53,14 @@ class Assigned:
 class Hand:
     """What the user holds: a whole batch, or the record last drawn from a run of one."""
 
-    __slots__ = ("batch", "cut", "generation", "run", "runs", "slot")
+    __slots__ = ("batch", "cut", "generation", "run", "runs", "slot", "thread")
 
     def __init__(self, slot: Assigned, batch: Batch, runs: Iterator[Run] | None) -> None:
         self.slot = slot
         self.batch = batch
         self.generation = slot.generation
         self.runs = runs
+        self.thread = threading.get_ident()
         self.run: Run | None = None
         self.cut = False
 
@@ -96,350 +90,3 @@ class Hand:
         self.cut = True
         if self.run is not None:
             self.run.cut()
-
-
-class Buffer:
-    """Fetched and not yet handed out, per partition, in turn. Every method may be called from any thread."""
-
-    def __init__(
-        self,
-        post: Callable[[Callable[[], None]], None],
-        *,
-        check_crcs: bool,
-        deserializers: tuple[Deserializer | None, Deserializer | None],
-    ) -> None:
-        self._post = post
-        self._check_crcs = check_crcs
-        self._deserializers = deserializers
-        self._ready = threading.Condition()
-        self._slots: dict[TopicPartition, Assigned] = {}
-        self._turn: deque[TopicPartition] = deque()
-        self._hand: Hand | None = None
-        self._wakers: list[Wake] = []
-        self._failure: RaystreamError | None = None
-        self._stopped = False
-        self._closed = False
-
-    # What the loop does ---------------------------------------------------------------------------------------------
-
-    def add(self, slot: Assigned) -> None:
-        with self._ready:
-            self._slots[slot.partition] = slot
-            self._turn.append(slot.partition)
-            self._notify()
-
-    def remove(self, slot: Assigned) -> None:
-        with self._ready:
-            slot.drop_buffered()
-            if self._slots.get(slot.partition) is slot:
-                del self._slots[slot.partition]
-                self._turn.remove(slot.partition)
-
-    def put(self, slot: Assigned, generation: int, fetched: Fetched) -> bool:
-        """Queues what a fetch brought; False where the position was moved or the partition taken meanwhile."""
-        with self._ready:
-            if slot.generation != generation or slot.revoking or self._slots.get(slot.partition) is not slot:
-                return False
-            slot.queue.append(fetched)
-            slot.buffered_bytes += fetched.size_bytes
-            slot.fetch_offset = fetched.next_offset
-            self._notify()
-            return True
-
-    def revoke(self, slot: Assigned) -> None:
-        """Nothing more of the partition is handed out. `slot.let_go` is set once it is not in hand."""
-        with self._ready:
-            slot.revoking = True
-            slot.drop_buffered()
-            if self._hand is not None and self._hand.slot is slot:
-                self._hand.end()
-            else:
-                self._post(slot.let_go.set)
-
-    def fail(self, error: RaystreamError, slot: Assigned | None = None) -> None:
-        """Raises `error` at the user: for ever, or until a seek where it concerns one partition."""
-        with self._ready:
-            if slot is None:
-                self._failure = error
-            else:
-                slot.error = error
-            self._notify()
-
-    def slots(self) -> dict[TopicPartition, Assigned]:
-        with self._ready:
-            return dict(self._slots)
-
-    def processed(self, slot: Assigned) -> int:
-        """The offset below which every record counts as processed."""
-        with self._ready:
-            hand = self._hand
-            if hand is not None and hand.slot is slot and hand.valid:
-                return max(slot.processed, hand.first)
-            return slot.processed
-
-    # What the user does ---------------------------------------------------------------------------------------------
-
-    def take(self, timeout_s: float | None) -> Batch | None:
-        """The next batch, or None after `timeout_s` seconds or `stop`. What was in hand before is processed now."""
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        while True:
-            batch = self.batch_at_hand()
-            if batch is not None or not self._wait(deadline):
-                return batch
-
-    def batch_at_hand(self) -> Batch | None:
-        """As `take`, without waiting."""
-        hand = self._next_hand(by_record=False)
-        return None if hand is None else hand.batch
-
-    def next_run(self, timeout_s: float | None, *, deserialize: bool = True) -> Run | None:
-        """Records to draw from: the rest of those in hand, else of the next batch; None as in `take`."""
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        while True:
-            run = self.run_at_hand(deserialize=deserialize)
-            if run is not None or not self._wait(deadline):
-                return run
-
-    def run_at_hand(self, *, deserialize: bool = True) -> Run | None:
-        """As `next_run`, without waiting."""
-        while True:
-            hand = self._hand
-            if hand is None or hand.runs is None or hand.cut or not hand.valid:
-                hand = self._next_hand(by_record=True, deserialize=deserialize)
-                if hand is None:
-                    return None
-            elif hand.run is not None and not hand.run.exhausted:
-                return None if self._stopped else hand.run
-            assert hand.runs is not None
-            run = next(hand.runs, None)  # makes Python objects: outside the lock
-            with self._ready:
-                if run is None:
-                    self._settle(whole=True)
-                elif not hand.cut and hand.valid:
-                    hand.slot.processed = max(hand.slot.processed, hand.handed_out)
-                    hand.run = run
-                    return None if self._stopped else run
-
-    def _next_hand(self, *, by_record: bool, deserialize: bool = True) -> Hand | None:
-        while True:
-            with self._ready:
-                self._settle()
-                slot, item = self._pop()
-                generation = -1 if slot is None else slot.generation
-            if slot is None or item is None:
-                return None
-            batch = item if isinstance(item, Batch) else self._decode(slot, item, generation)
-            with self._ready:
-                if slot.generation != generation or slot.revoking:
-                    continue  # moved or taken away while its rows were decoded
-                if not len(batch):
-                    slot.position = slot.processed = batch.offsets.stop
-                    continue
-                self._hand = Hand(slot, batch, batch.runs(deserialize) if by_record else None)
-                slot.position = batch.offsets.stop
-                return self._hand
-
-    def _pop(self) -> tuple[Assigned | None, Fetched | Batch | None]:
-        if self._stopped or self._closed:
-            return None, None
-        for _ in range(len(self._turn)):
-            slot = self._slots[self._turn[0]]
-            self._turn.rotate(-1)
-            if slot.paused or slot.revoking:
-                continue
-            if slot.queue:
-                item = slot.queue.popleft()
-                if isinstance(item, Fetched):
-                    slot.buffered_bytes -= item.size_bytes
-                self._post(slot.wanted.set)
-                return slot, item
-            if slot.error is not None:
-                raise slot.error
-        if self._failure is not None:
-            raise self._failure
-        return None, None
-
-    def _decode(self, slot: Assigned, fetched: Fetched, generation: int) -> Batch:
-        """A batch of what is whole; the rest waits behind it, so that the error is raised when its turn comes."""
-        pieces: list[Piece] = []
-        next_offset = fetched.next_offset
-        for at, (header, message) in enumerate(fetched.entries):
-            try:
-                piece = decoded(header, message, fetched.schema, fetched.first_offset, None, self._check_crcs)
-            except (CorruptBatch, NewerFormat) as error:
-                self._put_back_damaged(slot, fetched, at, generation)
-                if not pieces:
-                    raise _located(error, slot.partition, header) from None
-                next_offset = header.base_offset
-                break
-            pieces.append(piece)
-        return Batch(
-            slot.shape,
-            slot.partition.partition,
-            pieces,
-            fetched.schema,
-            next_offset=next_offset,
-            high_watermark=fetched.high_watermark,
-            deserializers=self._deserializers,
-        )
-
-    def _put_back_damaged(self, slot: Assigned, fetched: Fetched, at: int, generation: int) -> None:
-        first = max(fetched.first_offset, fetched.entries[at][0].base_offset)
-        with self._ready:
-            if slot.generation == generation and not slot.revoking:
-                slot.queue.appendleft(replace(fetched, entries=fetched.entries[at:], first_offset=first, size_bytes=0))
-
-    def _settle(self, *, whole: bool = False) -> None:
-        """The user has asked for more (or ended cleanly): what was in hand is processed. The rest of it waits."""
-        hand, self._hand = self._hand, None
-        if hand is None:
-            return
-        slot = hand.slot
-        if hand.valid:
-            slot.processed = max(slot.processed, hand.batch.offsets.stop if whole else hand.handed_out)
-            if not whole and not hand.cut:
-                self._put_back(hand, hand.handed_out)
-        if slot.revoking:
-            self._post(slot.let_go.set)
-
-    def _put_back(self, hand: Hand, offset: int, end: int | None = None) -> None:
-        hand.slot.position = offset
-        if (hand.batch.offsets.stop if end is None else end) > offset:
-            hand.slot.queue.appendleft(hand.batch.between(offset, end))
-
-    def rewind(self) -> TopicPartition | None:
-        """What is in hand comes again: its deserializer or its handler failed. Returns its partition."""
-        with self._ready:
-            hand, self._hand = self._hand, None
-            if hand is None:
-                return None
-            slot = hand.slot
-            if hand.valid:
-                slot.processed = max(slot.processed, hand.first)
-            if slot.revoking:
-                self._post(slot.let_go.set)
-            elif hand.valid:
-                # Where the hand was cut, what follows the record in hand is in the queue already.
-                self._put_back(hand, hand.first, hand.handed_out if hand.cut else None)
-            return slot.partition
-
-    def release(self, *, processed: bool) -> None:
-        """The user is done: what is in hand counts as processed, or does not."""
-        if not processed:
-            self.rewind()
-            return
-        with self._ready:
-            self._settle()
-
-    def move(self, slot: Assigned, offset: int) -> None:
-        """The partition goes on at `offset`; what was buffered or in hand of it no longer counts."""
-        with self._ready:
-            if self._hand is not None and self._hand.slot is slot:
-                self._hand.end()
-            slot.generation += 1
-            slot.drop_buffered()
-            slot.error = None
-            slot.fetch_offset = slot.position = slot.processed = offset
-
-    def pause(self, slot: Assigned, paused: bool) -> None:
-        with self._ready:
-            hand = self._hand
-            if paused and hand is not None and hand.slot is slot and hand.valid and not hand.cut:
-                hand.end()
-                self._put_back(hand, hand.handed_out)
-            slot.paused = paused
-            self._notify()
-
-    def position(self, slot: Assigned) -> int:
-        """The offset of the next record that will be handed out."""
-        with self._ready:
-            hand = self._hand
-            if hand is not None and hand.slot is slot and hand.valid:
-                return hand.handed_out
-            return slot.position
-
-    def acknowledge(self) -> dict[TopicPartition, int]:
-        """Everything handed out so far counts as processed; the positions to commit."""
-        with self._ready:
-            for slot in self._slots.values():
-                slot.processed = max(slot.processed, self.position(slot))
-            return {p: slot.processed for p, slot in self._slots.items() if not slot.revoking}
-
-    # Waiting --------------------------------------------------------------------------------------------------------
-
-    def _wait(self, deadline: float | None) -> bool:
-        """Waits for something to take; False at the deadline and after `stop`. A signal interrupts it."""
-        with self._ready:
-            if self._stopped or self._closed:
-                self._stopped = False
-                return False
-            if self._any_ready():
-                return True
-            left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left <= 0:
-                return False
-            self._ready.wait(left)
-            return True
-
-    def _any_ready(self) -> bool:
-        ready = (s for s in self._slots.values() if (s.queue or s.error) and not s.paused and not s.revoking)
-        return self._failure is not None or any(ready)
-
-    def when_ready(self, wake: Wake) -> None:
-        """Calls `wake` once, from any thread, when there may be something to take, or after `stop` or `close`."""
-        with self._ready:
-            if self._stopped or self._closed or self._any_ready():
-                wake()
-            else:
-                self._wakers.append(wake)
-
-    def forget(self, wake: Wake) -> None:
-        with self._ready:
-            if wake in self._wakers:
-                self._wakers.remove(wake)
-
-    def clear_stop(self) -> None:
-        with self._ready:
-            self._stopped = False
-
-    @property
-    def stopping(self) -> bool:
-        """Whether `stop` or `close` was called and the loop that it ends has not ended yet."""
-        return self._stopped or self._closed
-
-    def stop(self) -> None:
-        """Ends the loop that is running now, after the record in hand."""
-        with self._ready:
-            self._stopped = True
-            if self._hand is not None and self._hand.run is not None:
-                self._stop_run(self._hand)
-            self._notify()
-
-    def _stop_run(self, hand: Hand) -> None:
-        if hand.valid and not hand.cut:
-            hand.end()
-            self._put_back(hand, hand.handed_out)
-
-    def close(self) -> None:
-        with self._ready:
-            self._closed = True
-            if self._hand is not None:
-                self._hand.end()
-            self._notify()
-
-    def _notify(self) -> None:
-        self._ready.notify_all()
-        wakers, self._wakers = self._wakers, []
-        for wake in wakers:
-            wake()
-
-
-def _located(error: RaystreamError, partition: TopicPartition, header: BatchHeader) -> RaystreamError:
-    topic, number = partition
-    return type(error)(
-        f"{partition} at offset {header.base_offset}: {error}; "
-        f"consumer.seek({topic!r}, {number}, {header.next_offset}) goes on behind it",
-        topic=topic,
-        partition=number,
-        offset=header.base_offset,
-    )

@@ -15,7 +15,8 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mappin
 from types import TracebackType
 from typing import Any, Final, Literal, NoReturn, Self, TypeVar
 
-from raystream.client.assigned import Assigned, Buffer
+from raystream.client.assigned import Assigned
+from raystream.client.buffer import Buffer
 from raystream.client.delivered import Batch
 from raystream.client.handlers import Produce, run_handlers
 from raystream.client.loop import BackgroundLoop
@@ -32,6 +33,7 @@ from raystream.types import LATEST, PartitionLag, Position, Record, Rows, TopicP
 T = TypeVar("T")
 
 CLOSE_WAIT_S: Final = 8.0
+EXIT_WAIT_S: Final = 2.0
 _open: weakref.WeakSet[Consumer] = weakref.WeakSet()
 _TOPIC_NAME: Final = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 
@@ -282,16 +284,16 @@ class Consumer:
     def close(self, *, processed: bool | None = None) -> None:
         """Commits what is processed and leaves the group at once.
 
-        `processed` says whether what is in hand counts; by default it does unless an exception is on its way through
-        the caller.
+        `processed` says whether what is in hand counts; by default it does, unless an exception is on its way through
+        the caller or another thread has it.
         """
-        self._close(processed=sys.exc_info()[1] is None if processed is None else processed)
+        self._close(processed=False if processed is None and sys.exc_info()[1] is not None else processed)
 
     def replaced(self) -> None:
         """Closes without counting what is in hand: the cell that held it was run again."""
         self._close(processed=False)
 
-    def _close(self, *, processed: bool) -> None:
+    def _close(self, *, processed: bool | None, wait_s: float = CLOSE_WAIT_S) -> None:
         if self._closed or self._pid != os.getpid():
             return
         self._closed = True
@@ -299,7 +301,7 @@ class Consumer:
         self._buffer.release(processed=processed)
         self._buffer.close()
         with contextlib.suppress(Closed, RequestTimeout):  # without a connection the session runs out by itself
-            self._loop.run(self._session.close(), CLOSE_WAIT_S)
+            self._loop.run(self._session.close(), wait_s)
 
     def __enter__(self) -> Self:
         return self
@@ -307,7 +309,7 @@ class Consumer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._close(processed=error is None)
+        self._close(processed=None if error is None else False)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a consumer cannot be pickled: pass the cluster, and call cluster.consumer(…) where it is used")
@@ -324,6 +326,8 @@ class Consumer:
             )
         if self._closed:
             raise Closed("the consumer is closed")
+        if self._loop.stopped:
+            raise Closed("the connection to the cluster is closed: connect() again")
 
     def _call(self, work: Coroutine[Any, Any, T]) -> T:
         return self._loop.run(work)
@@ -371,4 +375,4 @@ def _leave_at_exit() -> None:
     """Consumers that are still open when the interpreter exits leave their groups."""
     for consumer in list(_open):
         with contextlib.suppress(Exception):
-            consumer.replaced()
+            consumer._close(processed=False, wait_s=EXIT_WAIT_S)

@@ -9,16 +9,18 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final
 
 import pyarrow as pa
 
 from raystream import messages as m
-from raystream.client.assigned import Assigned, Buffer
+from raystream.client.assigned import Assigned
+from raystream.client.buffer import Buffer
 from raystream.client.fetched import Fetched, SpanGone, SpanUnreadable, batches_from, pieces
 from raystream.client.routing import MAX_BACKOFF_MS, Leader, Routing
 from raystream.config import ConsumerConfig
-from raystream.errors import CorruptBatch, OffsetOutOfRange, RaystreamError
+from raystream.errors import CorruptBatch, OffsetOutOfRange, RaystreamError, TopicNotFound
 from raystream.schema import RAW_SCHEMA
 from raystream.types import TopicPartition
 
@@ -29,23 +31,39 @@ MAX_VANISHED_SPANS: Final = 3
 IDLE_PAUSE_MS: Final = 20.0
 COMPLAIN_AFTER_MS: Final = 10_000.0
 
-ResetOffset = Callable[[TopicPartition, int], Awaitable[int]]
+ResetOffset = Callable[[TopicPartition, int | None], Awaitable[int]]
 
 
 class Fetcher:
     """Fetches the partitions of one consumer. Lives on the loop; knows the buffer, not the user's object."""
 
-    def __init__(self, routing: Routing, config: ConsumerConfig, buffer: Buffer, reset: ResetOffset) -> None:
+    def __init__(
+        self,
+        routing: Routing,
+        config: ConsumerConfig,
+        buffer: Buffer,
+        reset: ResetOffset,
+        *,
+        may_vanish: bool = False,
+    ) -> None:
         self._routing = routing
         self._config = config
         self._buffer = buffer
         self._reset = reset
+        self._may_vanish = may_vanish
         self._tasks: dict[Assigned, asyncio.Task[None]] = {}
         self._vanished: dict[Assigned, int] = {}
         self._copied: set[Assigned] = set()
 
     def start(self, slot: Assigned) -> None:
-        self._tasks[slot] = asyncio.ensure_future(self._run(slot))
+        task = asyncio.ensure_future(self._run(slot))
+        task.add_done_callback(partial(self._ended, slot))
+        self._tasks[slot] = task
+
+    def _ended(self, slot: Assigned, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("fetching %s failed", slot.partition, exc_info=error)
+            self._buffer.fail(RaystreamError(f"fetching {slot.partition} failed: {error!r}"), slot)
 
     def stop(self, slot: Assigned) -> None:
         task = self._tasks.pop(slot, None)
@@ -80,7 +98,7 @@ class Fetcher:
                 await self._fetch_once(slot)
             except RaystreamError as error:
                 if isinstance(error, OffsetOutOfRange):
-                    await self._on_out_of_range(slot)
+                    await self._on_out_of_range(slot, error)
                 elif error.retriable:
                     now = clock.monotonic_ms()
                     trouble_since = now if trouble_since is None else trouble_since
@@ -95,7 +113,8 @@ class Fetcher:
 
     async def _park(self, slot: Assigned, error: RaystreamError) -> None:
         """The user sees the error; `restart` after a seek ends this."""
-        self._buffer.fail(error, slot)
+        if not (self._may_vanish and isinstance(error, TopicNotFound)):  # a pattern's topic may go again
+            self._buffer.fail(error, slot)
         await asyncio.Event().wait()
 
     async def _room(self, slot: Assigned) -> None:
@@ -117,7 +136,7 @@ class Fetcher:
             nonlocal mapped
             if leader.topic_id != slot.topic_id:
                 slot.topic_id = leader.topic_id
-                raise OffsetOutOfRange(f"topic {topic!r} was deleted and created again")
+                raise OffsetOutOfRange(f"topic {topic!r} was deleted and created again", another_topic=True)
             mapped = self._config.mmap and leader.node_id == self._routing.node_id and slot not in self._copied
             request = m.FetchRequest(
                 topic_id=leader.topic_id,
@@ -181,18 +200,23 @@ class Fetcher:
     async def _schema(self, slot: Assigned, schema_id: int) -> pa.Schema:
         return await schema_of(self._routing, slot.partition.topic, schema_id)
 
-    async def _on_out_of_range(self, slot: Assigned) -> None:
+    async def _on_out_of_range(self, slot: Assigned, found: OffsetOutOfRange) -> None:
         generation, was = slot.generation, slot.fetch_offset
+        another = getattr(found, "another_topic", False)
         try:
-            offset = await self._reset(slot.partition, was)
+            offset = await self._reset(slot.partition, None if another else was)
         except RaystreamError as error:
             if not error.retriable:
                 await self._park(slot, error)
             return
         if slot.generation != generation:
             return
-        lost = f"{offset - was:,} records were lost" if offset > was else "the log ends before it"
-        log.warning("%s: offset %d is no longer there: %s; going on at %d", slot.partition, was, lost, offset)
+        if another:
+            why = "belongs to a topic that was deleted and created again"
+        else:
+            lost = f"{offset - was:,} records were lost" if offset > was else "the log ends before it"
+            why = f"is no longer there: {lost}"
+        log.warning("%s: offset %d %s; going on at %d", slot.partition, was, why, offset)
         self._buffer.move(slot, offset)
 
 

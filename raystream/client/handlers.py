@@ -13,7 +13,7 @@ from functools import partial
 from types import FrameType
 from typing import Any, Final, Protocol, TypeAlias
 
-from raystream.client.assigned import Buffer
+from raystream.client.buffer import Buffer
 from raystream.client.delivered import Batch
 from raystream.client.records import Deserializer
 from raystream.errors import HandlerFailed, InvalidArgument, RaystreamError

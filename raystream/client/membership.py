@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from raystream import messages as m
-from raystream.client.assigned import Assigned, Buffer
+from raystream.client.assigned import Assigned
+from raystream.client.buffer import Buffer
 from raystream.client.routing import MAX_BACKOFF_MS, Routing
 from raystream.config import ConsumerConfig
 from raystream.errors import FencedMember, RaystreamError, UnknownMember
@@ -146,6 +147,7 @@ class Membership:
         fresh = sorted(p for p in wanted if p not in self._owned and p not in self._opening)
         if fresh:
             task = asyncio.ensure_future(self._open({partition: wanted[partition] for partition in fresh}))
+            task.add_done_callback(self._ended)
             self._opening.update(dict.fromkeys(fresh, task))
         self._notice(reply)
 
@@ -202,7 +204,14 @@ class Membership:
     def _revoke(self, slot: Assigned) -> None:
         self._buffer.revoke(slot)
         self._holder.drop(slot)
-        self._closing[slot.partition] = asyncio.ensure_future(self._give_back(slot))
+        task = asyncio.ensure_future(self._give_back(slot))
+        task.add_done_callback(self._ended)
+        self._closing[slot.partition] = task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("group %r: moving partitions failed", self.group, exc_info=error)
+            self._buffer.fail(RaystreamError(f"group {self.group!r}: moving partitions failed: {error!r}"))
 
     async def _give_back(self, slot: Assigned) -> None:
         await slot.let_go.wait()

@@ -13,7 +13,8 @@ from collections.abc import Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from raystream.client.assigned import Assigned, Buffer
+from raystream.client.assigned import Assigned
+from raystream.client.buffer import Buffer, watched
 from raystream.client.columns import Shape
 from raystream.client.fetcher import Fetcher
 from raystream.client.membership import Membership, Subscription
@@ -68,7 +69,7 @@ class Session:
         self._client = client
         place = parse(start, subscription.topics, now_ms=routing.clock.now_ms())
         self._start = Start(place, {})
-        self._fetcher = Fetcher(routing, config, buffer, self._reset)
+        self._fetcher = Fetcher(routing, config, buffer, self._reset, may_vanish=subscription.pattern is not None)
         self._tasks: list[asyncio.Task[None]] = []
         self._closing: asyncio.Task[None] | None = None
         self._alone: dict[TopicPartition, Assigned] = {}
@@ -94,7 +95,7 @@ class Session:
         self._spawn(self._watch_topics())
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
-        self._tasks.append(asyncio.ensure_future(work))
+        self._tasks.append(watched(work, self._buffer))
 
     async def _partitions(self, *, strict: bool) -> list[TopicPartition]:
         found: list[TopicPartition] = []
@@ -122,8 +123,10 @@ class Session:
             try:
                 if self._subscription.topics:
                     await self._routing.metadata(self._subscription.topics)
-                fresh = [p for p in await self._partitions(strict=False) if p not in self._alone]
-                await self._take_alone(fresh)
+                present = await self._partitions(strict=False)
+                await self._take_alone([p for p in present if p not in self._alone])
+                if self._subscription.pattern is not None:
+                    self._drop_alone(set(self._alone) - set(present))
             except RaystreamError as error:
                 log.debug("looking for new partitions: %s", error)
 
@@ -131,6 +134,13 @@ class Session:
         for slot in await self.open(partitions, {}):
             self._alone[slot.partition] = slot
             self.admit(slot)
+
+    def _drop_alone(self, gone: set[TopicPartition]) -> None:
+        for partition in gone:
+            slot = self._alone.pop(partition)
+            self._buffer.revoke(slot)
+            self.drop(slot)
+            self._buffer.remove(slot)
 
     # Partitions (the membership calls these too) --------------------------------------------------------------------
 
@@ -152,10 +162,11 @@ class Session:
     def drop(self, slot: Assigned) -> None:
         self._fetcher.stop(slot)
 
-    async def _reset(self, partition: TopicPartition, gone: int) -> int:
-        """Where to go on when offset `gone` is out of range: as `start` says, within what the log still holds."""
-        place = self._start.place
-        if place.offsets is None:
+    async def _reset(self, partition: TopicPartition, gone: int | None) -> int:
+        """Where to go on when offset `gone` is out of range: as `start` says, within what the log still holds. None:
+        the topic is another one of the same name, younger than the call."""
+        place = Place(word=EARLIEST) if gone is None else self._start.place
+        if gone is None or place.offsets is None:
             return (await resolve(self._routing, place, [partition]))[partition]
         earliest = (await resolve(self._routing, Place(word=EARLIEST), [partition]))[partition]
         latest = (await resolve(self._routing, Place(word=LATEST), [partition]))[partition]

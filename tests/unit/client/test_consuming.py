@@ -346,3 +346,35 @@ def test_a_forked_child_is_refused(cluster: FakeCluster) -> None:
             consumer.poll(0)
         consumer._pid = os.getpid()
     assert cluster.coordinator_port.left
+
+
+def test_a_wait_ends_when_the_connection_does(cluster: FakeCluster) -> None:
+    consumer = cluster.consumer(start="latest")
+    threading.Timer(0.1, cluster.loop.stop).start()
+    with pytest.raises(Closed, match="connection"):
+        consumer.poll(20)
+    with pytest.raises(Closed, match="connection"):
+        consumer.poll(20)
+    consumer.close()
+
+
+def test_closing_from_another_thread_leaves_its_record_in_hand(cluster: FakeCluster) -> None:
+    consumer = cluster.consumer(group="g", auto_commit_interval_ms=60_000)
+    first = take(consumer, 1)[0]
+    closer = threading.Thread(target=consumer.close)
+    closer.start()
+    closer.join()
+    assert cluster.committed("t", first.partition) == 0
+
+
+def test_a_patterns_topic_may_be_deleted(cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "TOPICS_AGAIN_MS", 20.0)
+    cluster.create("logs.a")
+    cluster.create("logs.b")
+    with cluster.consumer(re.compile(r"logs\..*")) as consumer:
+        assert len(consumer.assignment()) == 2
+        del cluster.topics["logs.a"]
+        cluster.routing.forget("logs.a")
+        eventually(lambda: len(consumer.assignment()) == 1)
+        cluster.append("logs.b", [b"b"])
+        assert take(consumer, 1)[0].value == b"b"

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from raystream import messages as m
-from raystream.client import fetched
+from raystream.client import buffer, fetched, fetcher, records
 from raystream.client.fetched import SpanGone, read_span
-from raystream.errors import ActorLost, CorruptBatch, FencedLeaderEpoch, NotLeader, TopicNotFound
+from raystream.errors import ActorLost, CorruptBatch, FencedLeaderEpoch, NotLeader, RaystreamError, TopicNotFound
 from raystream.types import TopicPartition
 from tests.fakes.log import FakeCluster, FakePartition, eventually
 
@@ -234,3 +234,44 @@ def test_what_is_buffered_is_bounded(cluster: FakeCluster) -> None:
             if seen == 40 * 64:
                 break
         assert peak <= 600 * 1024
+
+
+def test_a_topic_that_was_made_anew_is_read_from_its_beginning(
+    cluster: FakeCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster.append("t", [b"old"] * 3)
+    with caplog.at_level(logging.WARNING, "raystream"), cluster.consumer(start="latest") as consumer:
+        cluster.create("t")
+        cluster.append("t", [b"new"])
+        cluster.routing.forget("t")
+        assert next(iter(consumer)).value == b"new"
+    assert "deleted and created again; going on at 0" in caplog.text
+
+
+def test_an_interrupt_while_rows_are_decoded_loses_nothing(
+    cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.append("t", [b"a", b"b"])
+    with cluster.consumer() as consumer:
+        for module, name in [(buffer, "decoded"), (records, "timestamps")]:
+            with monkeypatch.context() as patch:
+                patch.setattr(module, name, _interrupted)
+                with pytest.raises(KeyboardInterrupt):
+                    next(iter(consumer))
+        assert [record.value for _, record in zip(range(2), consumer, strict=False)] == [b"a", b"b"]
+
+
+def _interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_failure_of_our_own_does_not_leave_the_user_waiting(
+    cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(fetcher, "batches_from", broken)
+    cluster.append("t", [b"a"])
+    with cluster.consumer() as consumer, pytest.raises(RaystreamError, match="ZeroDivisionError"):
+        consumer.poll(10)
