@@ -1,7 +1,8 @@
 """The public names as coroutines: `cluster = await raystream.aio.connect()`.
 
 Thin over the synchronous objects: calls that wait run in threads, so the event loop never blocks; a consumer's waiting
-is done on the loop itself. `async with raystream.aio.connect() as cluster:` works too.
+is done on the loop itself. Every object has the synchronous one as `.sync`, and is an asynchronous context manager
+where that is a context manager.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, Self, TypeVar
@@ -38,12 +39,14 @@ if TYPE_CHECKING:
     import polars as pl
     import pyarrow as pa
 
-    from raystream.client.consumer import Consumer
+    from raystream.client.consumer import Consumer as SyncConsumer
     from raystream.client.delivered import Batch
-    from raystream.client.producer import Producer
-    from raystream.client.reader import View
-    from raystream.cluster import Cluster
-    from raystream.jobs import ConsumerJob
+    from raystream.client.producer import Producer as SyncProducer
+    from raystream.client.reader import View as SyncView
+    from raystream.cluster import Cluster as SyncCluster
+    from raystream.jobs import ConsumerJob as SyncConsumerJob
+
+__all__ = ["Cluster", "Consumer", "ConsumerJob", "Producer", "View", "connect"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -55,53 +58,33 @@ async def _in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) ->
     return await asyncio.get_running_loop().run_in_executor(_THREADS, functools.partial(call, *args, **kwargs))
 
 
-class Connecting:
-    """What `connect()` returns: awaited it is an AsyncCluster, in `async with` it closes it at the end."""
-
-    def __init__(self, address: str | None, options: Mapping[str, Any]) -> None:
-        self._address = address
-        self._options = options
-        self._cluster: AsyncCluster | None = None
-
-    async def _connect(self) -> AsyncCluster:
-        from raystream.cluster import connect as connect_and_wait  # imports Ray
-
-        self._cluster = AsyncCluster(await _in_thread(connect_and_wait, self._address, **self._options))
-        return self._cluster
-
-    def __await__(self) -> Generator[Any, None, AsyncCluster]:
-        return self._connect().__await__()
-
-    async def __aenter__(self) -> AsyncCluster:
-        return await self._connect()
-
-    async def __aexit__(self, *_: object) -> None:
-        if self._cluster is not None:
-            await self._cluster.close()
-
-
-def connect(
+async def connect(
     address: str | None = None, *, data_dir: str | os.PathLike[str] | None = None, namespace: str = "raystream"
-) -> Connecting:
-    """As `raystream.connect`; await it, or use it in `async with`."""
-    return Connecting(address, {"data_dir": data_dir, "namespace": namespace})
+) -> Cluster:
+    """As `raystream.connect`. Raises what that raises."""
+    from raystream.cluster import connect as connect_and_wait  # imports Ray
+
+    return Cluster(await _in_thread(connect_and_wait, address, data_dir=data_dir, namespace=namespace))
 
 
-class AsyncCluster:
+class Cluster:
     """`raystream.Cluster` with coroutines. `.sync` is the cluster itself."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: SyncCluster) -> None:
         self.sync = cluster
 
     @property
     def address(self) -> str:
+        """As `address` of raystream.Cluster."""
         return self.sync.address
 
     @property
     def data_dir(self) -> str:
+        """As `data_dir` of raystream.Cluster."""
         return self.sync.data_dir
 
     async def close(self) -> None:
+        """As `close` of raystream.Cluster."""
         await _in_thread(self.sync.close)
 
     async def __aenter__(self) -> Self:
@@ -124,57 +107,72 @@ class AsyncCluster:
         config: Mapping[str, Any] | None = None,
         exist_ok: bool = False,
     ) -> TopicDescription:
+        """As `create_topic` of raystream.Cluster."""
         return await _in_thread(
             self.sync.create_topic, name, partitions, replication_factor, schema, key, time, config, exist_ok
         )
 
     async def topics(self) -> Rows[TopicDescription]:
+        """As `topics` of raystream.Cluster."""
         return await _in_thread(self.sync.topics)
 
     async def describe_topic(self, name: str) -> TopicDescription:
+        """As `describe_topic` of raystream.Cluster."""
         return await _in_thread(self.sync.describe_topic, name)
 
     async def alter_topic(self, name: str, config: Mapping[str, Any]) -> TopicDescription:
+        """As `alter_topic` of raystream.Cluster."""
         return await _in_thread(self.sync.alter_topic, name, config)
 
     async def add_partitions(self, name: str, partitions: int) -> TopicDescription:
+        """As `add_partitions` of raystream.Cluster."""
         return await _in_thread(self.sync.add_partitions, name, partitions)
 
     async def delete_topic(self, name: str) -> None:
+        """As `delete_topic` of raystream.Cluster."""
         await _in_thread(self.sync.delete_topic, name)
 
     async def delete_records(self, name: str, before: Mapping[int, int]) -> dict[int, int]:
+        """As `delete_records` of raystream.Cluster."""
         return await _in_thread(self.sync.delete_records, name, before)
 
     async def groups(self) -> Rows[GroupDescription]:
+        """As `groups` of raystream.Cluster."""
         return await _in_thread(self.sync.groups)
 
     async def describe_group(self, group: str) -> GroupDescription:
+        """As `describe_group` of raystream.Cluster."""
         return await _in_thread(self.sync.describe_group, group)
 
     async def lag(self, group: str) -> Rows[PartitionLag]:
+        """As `lag` of raystream.Cluster."""
         return await _in_thread(self.sync.lag, group)
 
     async def reset_offsets(
         self, group: str, topic: str, to: Position, dry_run: bool = False
     ) -> dict[TopicPartition, int]:
+        """As `reset_offsets` of raystream.Cluster."""
         return await _in_thread(self.sync.reset_offsets, group, topic, to, dry_run)
 
     async def delete_group(self, group: str) -> None:
+        """As `delete_group` of raystream.Cluster."""
         await _in_thread(self.sync.delete_group, group)
 
     async def brokers(self) -> Rows[BrokerDescription]:
+        """As `brokers` of raystream.Cluster."""
         return await _in_thread(self.sync.brokers)
 
     async def health(self) -> Health:
+        """As `health` of raystream.Cluster."""
         return await _in_thread(self.sync.health)
 
     async def write(self, topic: str, frame: Any, key: str | None = None, time: str | None = None) -> WriteResult:
+        """As `write` of raystream.Cluster."""
         return await _in_thread(self.sync.write, topic, frame, key, time)
 
-    def producer(self, **settings: Any) -> AsyncProducer:
+    def producer(self, **settings: Any) -> Producer:
         """A producer, to be used in `async with`, or closed with `await producer.close()`."""
-        return AsyncProducer(self.sync.producer(**settings))
+        return Producer(self.sync.producer(**settings))
 
     async def consumer(
         self,
@@ -182,8 +180,9 @@ class AsyncCluster:
         group: str | None = None,
         start: Position = LATEST,
         **settings: Any,
-    ) -> AsyncConsumer:
-        return AsyncConsumer(await _in_thread(self.sync.consumer, topics, group, start, **settings))
+    ) -> Consumer:
+        """As `consumer` of raystream.Cluster."""
+        return Consumer(await _in_thread(self.sync.consumer, topics, group, start, **settings))
 
     async def read(
         self,
@@ -193,17 +192,19 @@ class AsyncCluster:
         columns: Sequence[str] | None = None,
         filter: Any = None,
         **options: Any,
-    ) -> AsyncView:
-        return AsyncView(await _in_thread(self.sync.read, topic, start, end, columns, filter, **options))
+    ) -> View:
+        """As `read` of raystream.Cluster."""
+        return View(await _in_thread(self.sync.read, topic, start, end, columns, filter, **options))
 
-    async def run_consumers(self, topics: str | Sequence[str], group: str, **options: Any) -> AsyncJob:
-        return AsyncJob(await _in_thread(self.sync.run_consumers, topics, group, **options))
+    async def run_consumers(self, topics: str | Sequence[str], group: str, **options: Any) -> ConsumerJob:
+        """As `run_consumers` of raystream.Cluster."""
+        return ConsumerJob(await _in_thread(self.sync.run_consumers, topics, group, **options))
 
 
-class AsyncProducer:
+class Producer:
     """`raystream`'s producer with coroutines. Records go out in the order in which `send` was called."""
 
-    def __init__(self, producer: Producer) -> None:
+    def __init__(self, producer: SyncProducer) -> None:
         self.sync = producer
         # One thread, so that a send which waits for room in the buffer keeps its place before later ones.
         self._order = ThreadPoolExecutor(1, thread_name_prefix="raystream-aio-send")
@@ -227,9 +228,11 @@ class AsyncProducer:
         return result
 
     async def flush(self) -> None:
+        """As `flush` of the producer."""
         await self._send(self.sync.flush)
 
     async def close(self) -> None:
+        """As `close` of the producer."""
         await self._send(self.sync.close)
         self._order.shutdown(wait=False)
 
@@ -247,19 +250,21 @@ async def _awaited(sent: Any) -> Any:
     return await sent if inspect.isawaitable(sent) else sent
 
 
-class AsyncConsumer:
+class Consumer:
     """`raystream`'s consumer with coroutines: `async for record in consumer`."""
 
-    def __init__(self, consumer: Consumer) -> None:
+    def __init__(self, consumer: SyncConsumer) -> None:
         self.sync = consumer
 
     def __aiter__(self) -> AsyncIterator[Record]:
         return self.sync.__aiter__()
 
     async def poll(self, timeout: float | None = 1.0) -> Batch | None:
+        """As `poll` of the consumer."""
         return await self.sync.poll_async(timeout)
 
     async def batches(self) -> AsyncIterator[Batch]:
+        """As `batches` of the consumer."""
         while (batch := await self.sync.poll_async(None)) is not None:
             yield batch
 
@@ -281,33 +286,43 @@ class AsyncConsumer:
             raise
 
     def stop(self) -> None:
+        """As `stop` of the consumer."""
         self.sync.stop()
 
     async def commit(self, batch: Batch | None = None) -> None:
+        """As `commit` of the consumer."""
         await _in_thread(self.sync.commit, batch)
 
     async def seek(self, topic: str, partition: int, position: int | Position) -> None:
+        """As `seek` of the consumer."""
         await _in_thread(self.sync.seek, topic, partition, position)
 
     def pause(self, topic: str | None = None, partition: int | None = None) -> None:
+        """As `pause` of the consumer."""
         self.sync.pause(topic, partition)
 
     def resume(self, topic: str | None = None, partition: int | None = None) -> None:
+        """As `resume` of the consumer."""
         self.sync.resume(topic, partition)
 
     def assignment(self) -> list[TopicPartition]:
+        """As `assignment` of the consumer."""
         return self.sync.assignment()
 
     def position(self, topic: str | None = None, partition: int | None = None) -> Any:
+        """As `position` of the consumer."""
         return self.sync.position(topic, partition)
 
     async def committed(self, topic: str | None = None, partition: int | None = None) -> Any:
+        """As `committed` of the consumer."""
         return await _in_thread(self.sync.committed, topic, partition)
 
     async def lag(self) -> Rows[PartitionLag]:
+        """As `lag` of the consumer."""
         return await _in_thread(self.sync.lag)
 
     async def close(self) -> None:
+        """As `close` of the consumer."""
         await _in_thread(self.sync.close, processed=sys.exc_info()[1] is None)
 
     async def __aenter__(self) -> Self:
@@ -324,57 +339,70 @@ def _on(loop: asyncio.AbstractEventLoop, handler: Callable[[Any], Any] | None) -
         return handler
 
     def handle(item: Any) -> Any:
+        """As `handle` of the consumer."""
         return asyncio.run_coroutine_threadsafe(handler(item), loop).result()
 
     return handle
 
 
-class AsyncView:
+class View:
     """`cluster.read(…)` with coroutines."""
 
-    def __init__(self, view: View) -> None:
+    def __init__(self, view: SyncView) -> None:
         self.sync = view
 
     @property
     def schema(self) -> pa.Schema:
+        """As `schema` of the view."""
         return self.sync.schema
 
     def offsets(self) -> dict[int, int]:
+        """As `offsets` of the view."""
         return self.sync.offsets()
 
     def lazy(self) -> pl.LazyFrame:
+        """As `lazy` of the view."""
         return self.sync.lazy()
 
     async def to_arrow(self, metadata: bool = False) -> pa.Table:
+        """As `to_arrow` of the view."""
         return await _in_thread(self.sync.to_arrow, metadata)
 
     async def to_pandas(self, metadata: bool = False) -> pd.DataFrame:
+        """As `to_pandas` of the view."""
         return await _in_thread(self.sync.to_pandas, metadata)
 
     async def to_polars(self, metadata: bool = False) -> pl.DataFrame:
+        """As `to_polars` of the view."""
         return await _in_thread(self.sync.to_polars, metadata)
 
     async def count(self) -> int:
+        """As `count` of the view."""
         return await _in_thread(self.sync.count)
 
     async def head(self, n: int = 10) -> pd.DataFrame:
+        """As `head` of the view."""
         return await _in_thread(self.sync.head, n)
 
     async def tail(self, n: int = 10) -> pd.DataFrame:
+        """As `tail` of the view."""
         return await _in_thread(self.sync.tail, n)
 
 
-class AsyncJob:
+class ConsumerJob:
     """What `run_consumers` started, with coroutines."""
 
-    def __init__(self, job: ConsumerJob) -> None:
+    def __init__(self, job: SyncConsumerJob) -> None:
         self.sync = job
 
     async def status(self) -> Any:
+        """As `status` of the job."""
         return await _in_thread(self.sync.status)
 
     async def stop(self, timeout: float | None = 30.0) -> None:
+        """As `stop` of the job."""
         await _in_thread(self.sync.stop, timeout)
 
     async def wait(self, timeout: float | None = None) -> None:
+        """As `wait` of the job."""
         await _in_thread(self.sync.wait, timeout)

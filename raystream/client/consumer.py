@@ -230,10 +230,10 @@ class Consumer:
         if self.group is not None and self._config.auto_commit:
             self._call(self._session.commit_processed(self._config.request_timeout_ms))
 
-    def seek(self, topic: str, partition: int, position: int | Position) -> None:
+    def seek(self, topic: str, partition: int, offset: int | Position) -> None:
         """Goes on at an offset or another position. Raises InvalidArgument where the partition is not assigned."""
         self._check_open()
-        self._call(self._session.seek(topic, partition, position))
+        self._call(self._session.seek(topic, partition, offset))
 
     def pause(self, topic: str | None = None, partition: int | None = None) -> None:
         """Hands out nothing more of all partitions, of a topic's or of one, until `resume`; keeps them assigned."""

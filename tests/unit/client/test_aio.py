@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from raystream.aio import AsyncConsumer, AsyncView
+from raystream.aio import Consumer, View
 from raystream.types import Record
 from tests.fakes.log import FakeCluster
 
@@ -23,7 +23,7 @@ def cluster() -> Iterator[FakeCluster]:
 def test_records_and_commits(cluster: FakeCluster) -> None:
     async def main() -> list[bytes]:
         seen = []
-        async with AsyncConsumer(cluster.consumer(group="g", auto_commit_interval_ms=60_000)) as consumer:
+        async with Consumer(cluster.consumer(group="g", auto_commit_interval_ms=60_000)) as consumer:
             async for record in consumer:
                 seen.append(record.value)
                 if len(seen) == 2:
@@ -43,7 +43,7 @@ def test_records_and_commits(cluster: FakeCluster) -> None:
 
 def test_an_exception_leaves_the_record_in_hand(cluster: FakeCluster) -> None:
     async def main() -> None:
-        async with AsyncConsumer(cluster.consumer(group="g")) as consumer:
+        async with Consumer(cluster.consumer(group="g")) as consumer:
             async for record in consumer:
                 if record.value == b"b":
                     raise ValueError("b")
@@ -55,7 +55,7 @@ def test_an_exception_leaves_the_record_in_hand(cluster: FakeCluster) -> None:
 
 def test_close_in_finally_sees_the_exception(cluster: FakeCluster) -> None:
     async def main() -> None:
-        consumer = AsyncConsumer(cluster.consumer(group="g"))
+        consumer = Consumer(cluster.consumer(group="g"))
         try:
             async for record in consumer:
                 if record.value == b"b":
@@ -71,7 +71,7 @@ def test_close_in_finally_sees_the_exception(cluster: FakeCluster) -> None:
 def test_batches_end_with_stop(cluster: FakeCluster) -> None:
     async def main() -> int:
         rows = 0
-        async with AsyncConsumer(cluster.consumer()) as consumer:
+        async with Consumer(cluster.consumer()) as consumer:
             async for batch in consumer.batches():
                 rows += len(batch)
                 consumer.stop()
@@ -84,7 +84,7 @@ def test_handlers_may_be_coroutines(cluster: FakeCluster) -> None:
     async def main() -> list[bytes]:
         seen: list[bytes] = []
         here = asyncio.get_running_loop()
-        async with AsyncConsumer(cluster.consumer(group="g")) as consumer:
+        async with Consumer(cluster.consumer(group="g")) as consumer:
 
             async def handle(record: Record) -> None:
                 assert asyncio.get_running_loop() is here
@@ -102,7 +102,7 @@ def test_handlers_may_be_coroutines(cluster: FakeCluster) -> None:
 
 def test_cancelling_the_wait_of_a_loop(cluster: FakeCluster) -> None:
     async def main() -> int:
-        async with AsyncConsumer(cluster.consumer(group="g")) as consumer:
+        async with Consumer(cluster.consumer(group="g")) as consumer:
             seen = 0
 
             async def read() -> None:
@@ -120,7 +120,7 @@ def test_cancelling_the_wait_of_a_loop(cluster: FakeCluster) -> None:
 
 def test_views(cluster: FakeCluster) -> None:
     async def main() -> None:
-        view = AsyncView(await asyncio.to_thread(cluster.view))
+        view = View(await asyncio.to_thread(cluster.view))
         assert await view.count() == 3 and view.offsets() == {0: 3}
         assert (await view.to_arrow())["value"].to_pylist() == [b"a", b"b", b"c"]
         assert len(await view.to_pandas()) == len(await view.to_polars()) == 3
