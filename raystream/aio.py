@@ -13,7 +13,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, Self, TypeVar
@@ -23,6 +23,7 @@ from raystream.types import (
     LATEST,
     BrokerDescription,
     GroupDescription,
+    Headers,
     Health,
     PartitionLag,
     Position,
@@ -213,27 +214,33 @@ class Producer:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._order, functools.partial(call, *args, **kwargs))
 
-    async def send(self, topic: str, value: Any, key: Any = None, **options: Any) -> RecordMetadata:
+    async def send(
+        self,
+        topic: str,
+        value: Any = None,
+        key: Any = None,
+        headers: Headers | None = None,
+        timestamp_ms: int | None = None,
+        partition: int | None = None,
+    ) -> RecordMetadata:
         """Sends a record and waits until it is acknowledged; several at once: `asyncio.gather(*map(…))`."""
-        sent: Awaitable[RecordMetadata] = await self._send(self.sync.send, topic, value, key, **options)
-        return await sent
+        return await (await self._send(self.sync.send, topic, value, key, headers, timestamp_ms, partition))
 
-    async def send_many(self, topic: str, records: Iterable[Any], **options: Any) -> Any:
+    async def send_many(self, topic: str, records: Iterable[Any]) -> WriteResult:
         """As the producer's own `send_many`, waiting until everything is acknowledged."""
-        return await _awaited(await self._send(self.sync.send_many, topic, records, **options))
+        return await (await self._send(self.sync.send_many, topic, records))
 
-    async def send_frame(self, topic: str, frame: Any, **options: Any) -> WriteResult:
+    async def send_frame(self, topic: str, frame: Any) -> WriteResult:
         """Sends a frame and waits until every row is acknowledged."""
-        result: WriteResult = await _awaited(await self._send(self.sync.send_frame, topic, frame, **options))
-        return result
+        return await (await self._send(self.sync.send_frame, topic, frame))
 
-    async def flush(self) -> None:
+    async def flush(self, timeout: float | None = None) -> None:
         """As `flush` of the producer."""
-        await self._send(self.sync.flush)
+        await self._send(self.sync.flush, timeout)
 
-    async def close(self) -> None:
+    async def close(self, timeout: float | None = None) -> None:
         """As `close` of the producer."""
-        await self._send(self.sync.close)
+        await self._send(self.sync.close, timeout)
         self._order.shutdown(wait=False)
 
     async def __aenter__(self) -> Self:
@@ -244,10 +251,6 @@ class Producer:
     ) -> None:
         await self._send(self.sync.__exit__, kind, error, trace)
         self._order.shutdown(wait=False)
-
-
-async def _awaited(sent: Any) -> Any:
-    return await sent if inspect.isawaitable(sent) else sent
 
 
 class Consumer:
