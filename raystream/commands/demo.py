@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
 import time
 from argparse import ArgumentParser
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,6 +58,8 @@ def run(shell: Shell) -> int:
             args.data_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="raystream-demo-"))
         cluster = stack.enter_context(shell.connect())
         outcome = None if args.resume else _stream(shell, cluster, source)
+        if outcome is not None and not shell.err.is_terminal:
+            shell.err.print()
         produced = _stored(shell, cluster) if outcome is None else outcome.offsets
         result = reconcile(cluster, produced, source)
     names = flights.airlines()
@@ -79,7 +82,8 @@ def run(shell: Shell) -> int:
 def _stream(shell: Shell, cluster: Cluster, source: pd.DataFrame) -> Outcome:
     from raystream.demo.job import Demo
 
-    with Live(console=shell.err, refresh_per_second=8, transient=False) as live:
+    # Ray prints on stdout that a worker died; here that is the plan, and the picture shows it.
+    with redirect_stdout(io.StringIO()), Live(console=shell.err, refresh_per_second=8, redirect_stdout=False) as live:
         try:
             return Demo(cluster, source, live.update).run()
         except TopicExists:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TOPIC: Final = "flights"
+PARTITIONS: Final = 4
 KEY: Final = "carrier"
 TIME: Final = "time_hour"
 LATE_MINUTES: Final = 15

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from raystream.cluster import Cluster
 
-PARTITIONS: Final = 4
 WORKERS: Final = 2
 CHUNK_ROWS: Final = 8_192
 KILL_AT: Final = 0.5
@@ -66,7 +65,11 @@ class Demo:
     def run(self) -> Outcome:
         """Returns when every record is processed. Raises RequestTimeout when nothing moves any more."""
         self._cluster.create_topic(
-            flights.TOPIC, partitions=PARTITIONS, schema=_schema(self._source), key=flights.KEY, time=flights.TIME
+            flights.TOPIC,
+            partitions=flights.PARTITIONS,
+            schema=_schema(self._source),
+            key=flights.KEY,
+            time=flights.TIME,
         )
         self._cluster.create_topic(REPORTS)
         with self._workers(), self._cluster.consumer(REPORTS, group=None, start="earliest") as reports:
@@ -75,6 +78,9 @@ class Demo:
             publisher.start()
             self._follow(reports)
             publisher.join()
+        self._look_at_lag()
+        self._picture.doing = "all is processed and committed"
+        self._changed(self._picture)
         return self._outcome
 
     # Publishing -----------------------------------------------------------------------------------------------------
@@ -135,7 +141,7 @@ class Demo:
         while True:
             with contextlib.suppress(GroupNotFound):
                 members = self._cluster.describe_group(GROUP).member_list
-                if len(members) == WORKERS and sum(len(member.partitions) for member in members) == PARTITIONS:
+                if len(members) == WORKERS and sum(len(member.partitions) for member in members) == flights.PARTITIONS:
                     return
             if time.monotonic() > deadline:
                 raise RequestTimeout(f"the group's {WORKERS} workers did not join within {START_TIMEOUT_S:.0f} s")
@@ -155,7 +161,7 @@ class Demo:
             if not self._killed.is_set() and picture.processed >= picture.total * KILL_AT:
                 self._kill(picture.workers[0])
             if now - lag_at > _LAG_EVERY_S:
-                picture.lag = {row.partition: row.lag or 0 for row in self._cluster.lag(GROUP)}
+                self._look_at_lag()
                 lag_at = now
             if picture.processed > before:
                 moved_at = now
@@ -163,6 +169,9 @@ class Demo:
                 raise RequestTimeout(
                     f"nothing was processed for {STALL_TIMEOUT_S:.0f} s, {picture.processed:,} records in"
                 )
+
+    def _look_at_lag(self) -> None:
+        self._picture.lag = {row.partition: row.lag or 0 for row in self._cluster.lag(GROUP)}
 
     def _kill(self, worker: Worker) -> None:
         os.kill(worker.pid, signal.SIGKILL)

@@ -81,8 +81,9 @@ def _reports(cluster: Cluster) -> tuple[Ledger, pd.DataFrame]:
             continue
         for first, end in new:
             # A takeover may cut batches elsewhere: what is new of this one is computed from the log.
-            place = {report["partition"]: first}, {report["partition"]: end}
-            parts.append(flights.delays(cluster.read(flights.TOPIC, start=place[0], end=place[1]).to_pandas()))
+            none = dict.fromkeys(range(flights.PARTITIONS), 0)
+            start, stop = none | {report["partition"]: first}, none | {report["partition"]: end}
+            parts.append(flights.delays(cluster.read(flights.TOPIC, start=start, end=stop).to_pandas()))
     return ledger, flights.merged(parts)
 
 
