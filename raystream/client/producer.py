@@ -204,11 +204,10 @@ class Producer:
         key's hash says; rows without a key are spread in slices. Returns once every row is converted and in the buffer;
         waits for room as `send` does. Raises as `send` does; a bad row is named, and rows before it may be sent.
         """
+        self._ledger.check_open()
         sink = self._sink(topic)
         source = open_source(frame, sink.schema if sink.typed else RAW_SCHEMA)
         slices = checked_slices(source, sink, self._routing.clock.now_ms)
-        with self._ledger.lock:
-            self._ledger.check_open()
         self._accumulator.seal(sink)  # what was sent before stays before
         delivery = Frame(self._ledger, topic)
         try:
