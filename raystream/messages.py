@@ -281,6 +281,9 @@ class HeartbeatRequest:
 
     `topics` are the names it subscribes to, `pattern` a regular expression instead. `owned` are the partitions it
     holds now: one that it was told to give up is free for others once it is missing here.
+
+    `sequence` grows with every heartbeat of the member's life, also over joins (a repeated call keeps its own): one
+    that arrives after a later one is refused. 0 is not counted.
     """
 
     group: str
@@ -292,6 +295,7 @@ class HeartbeatRequest:
     client: str = ""
     session_timeout_ms: int = 10_000
     rebalance_timeout_ms: int = 60_000
+    sequence: int = 0
     protocol: int = PROTOCOL
 
 
@@ -317,12 +321,17 @@ class CommittedOffset:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommitRequest:
     """Commits positions of a group. A member states itself and, per partition, the epoch in which it was assigned it;
-    `member_id` "" is an administrator, heard only while the group has no members."""
+    `member_id` "" is an administrator, heard only while the group has no members.
+
+    `sequence` grows with every commit in the member's life: where one arrives after a later one, the later one's
+    positions stay. 0 is not counted.
+    """
 
     group: str
     member_id: str = ""
     member_epoch: int = NO_EPOCH
     offsets: tuple[CommittedOffset, ...]
+    sequence: int = 0
     protocol: int = PROTOCOL
 
 

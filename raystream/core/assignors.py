@@ -13,83 +13,126 @@ def sticky(
 ) -> dict[Partition, str]:
     """Every partition of the subscribed topics, and the member that should read it.
 
-    `subscriptions` are each member's topics, `topics` the partition counts, `held` who has what now. Members that can
-    take each other's partitions end up with counts that differ by one at most, and a partition stays where it is unless
-    balance moves it. Deterministic: ties go to the member id that sorts first.
+    `subscriptions` are each member's topics, `topics` the partition counts, `held` who has what now. A partition stays
+    where it is unless balance moves it. Balance is the best that the subscriptions allow: no chain of moves leads from
+    a member to one with two fewer, so that where all subscribe alike counts differ by one at most, and otherwise the
+    greatest count is the least possible (an optimal semi-matching: Harvey, Ladner, Lovász, Tamir 2006).
+    Deterministic: ties go to the member id that sorts first.
     """
-    readers: dict[str, list[str]] = {}
-    for member in sorted(subscriptions):
-        for topic in subscriptions[member]:
-            if topic in topics:
-                readers.setdefault(topic, []).append(member)
-    owner: dict[Partition, str] = {}
-    count = dict.fromkeys(sorted(subscriptions), 0)
-    homeless: list[Partition] = []
-    for topic in sorted(readers):
-        able = set(readers[topic])
+    board = _Board(subscriptions, topics)
+    homeless: dict[str, list[int]] = {}
+    for topic, readers in board.readers.items():
+        able = set(readers)
         for number in range(topics[topic]):
-            partition = (topic, number)
-            keeper = held.get(partition)
-            if keeper in able:
-                owner[partition] = keeper
-                count[keeper] += 1
+            keeper = held.get((topic, number))
+            if keeper is not None and keeper in able:
+                board.give(keeper, topic, number)
             else:
-                homeless.append(partition)
-    _house(homeless, readers, owner, count)
-    _balance(readers, owner, count)
-    return owner
+                homeless.setdefault(topic, []).append(number)
+    for topic, numbers in homeless.items():
+        board.house(topic, numbers)
+    board.balance()
+    return board.owners()
 
 
-def _house(
-    homeless: list[Partition], readers: Mapping[str, list[str]], owner: dict[Partition, str], count: dict[str, int]
-) -> None:
-    """Gives each partition that nobody keeps to the least loaded member that can take it."""
-    by_topic: dict[str, list[Partition]] = {}
-    for partition in homeless:
-        by_topic.setdefault(partition[0], []).append(partition)
-    for topic, partitions in by_topic.items():
-        heap = [(count[member], member) for member in readers[topic]]
+class _Board:
+    """An assignment in the making."""
+
+    def __init__(self, subscriptions: Mapping[str, Iterable[str]], topics: Mapping[str, int]) -> None:
+        members = sorted(subscriptions)
+        readers: dict[str, list[str]] = {}
+        for member in members:
+            for topic in dict.fromkeys(subscriptions[member]):
+                if topic in topics:
+                    readers.setdefault(topic, []).append(member)
+        self.readers = dict(sorted(readers.items()))
+        self._count = dict.fromkeys(members, 0)
+        self._held: dict[str, dict[str, list[int]]] = {member: {} for member in members}
+
+    def give(self, member: str, topic: str, number: int) -> None:
+        self._held[member].setdefault(topic, []).append(number)
+        self._count[member] += 1
+
+    def owners(self) -> dict[Partition, str]:
+        return {
+            (topic, number): member
+            for member, held in self._held.items()
+            for topic, numbers in held.items()
+            for number in numbers
+        }
+
+    def house(self, topic: str, numbers: list[int]) -> None:
+        """Gives each partition that nobody keeps to the least loaded member that can take it."""
+        heap = [(self._count[member], member) for member in self.readers[topic]]
         heapq.heapify(heap)
-        for partition in partitions:
+        for number in numbers:
+            load, member = heap[0]
+            self.give(member, topic, number)
+            heapq.heapreplace(heap, (load + 1, member))
+
+    def balance(self) -> None:
+        """Moves partitions along the shortest chains from loaded members to lighter ones, until none helps."""
+        heap = [(-count, member) for member, count in self._count.items()]
+        heapq.heapify(heap)
+        settled: set[str] = set()
+        while heap:
             load, member = heapq.heappop(heap)
-            owner[partition] = member
-            count[member] = load + 1
-            heapq.heappush(heap, (load + 1, member))
+            if member in settled:
+                continue
+            if -load != self._count[member]:  # it gained one as the end of somebody's chain
+                heapq.heappush(heap, (-self._count[member], member))
+                continue
+            chain = self._chain(member, settled)
+            if chain:
+                for giver, topic, taker in chain:
+                    self._move(giver, topic, taker)
+                heapq.heappush(heap, (-self._count[member], member))
+
+    def _move(self, giver: str, topic: str, taker: str) -> None:
+        numbers = self._held[giver][topic]
+        self._held[taker].setdefault(topic, []).append(numbers.pop())
+        if not numbers:
+            del self._held[giver][topic]
+        self._count[giver] -= 1
+        self._count[taker] += 1
+
+    def _chain(self, start: str, settled: set[str]) -> list[tuple[str, str, str]]:
+        """Moves (giver, topic, taker) that take one partition from `start` to somebody with at least two fewer.
+
+        Where there are none, everybody whom the search reached is settled for good: members come here from the most
+        loaded down, so nobody who comes later can find somebody light enough through them.
+        """
+        light_enough = self._count[start] - 2
+        came: dict[str, tuple[str, str]] = {}
+        reached = {start}
+        passed: set[str] = set()
+        layer = [start]
+        while layer:
+            following: list[str] = []
+            for giver in layer:
+                for topic in self._held[giver]:
+                    if topic in passed:
+                        continue
+                    passed.add(topic)
+                    for taker in self.readers[topic]:
+                        if taker not in reached and taker not in settled:
+                            reached.add(taker)
+                            came[taker] = (giver, topic)
+                            following.append(taker)
+            if following:
+                end = min(following, key=lambda member: (self._count[member], member))
+                if self._count[end] <= light_enough:
+                    return _path(start, end, came)
+            layer = following
+        settled |= reached
+        return []
 
 
-def _balance(readers: Mapping[str, list[str]], owner: dict[Partition, str], count: dict[str, int]) -> None:
-    """Moves one partition at a time from the most loaded member to the least, until no move helps."""
-    by_member: dict[str, list[Partition]] = {}
-    for partition in sorted(owner):
-        by_member.setdefault(owner[partition], []).append(partition)
-    heap = [(-count[member], member) for member in by_member]
-    heapq.heapify(heap)
-    while heap:
-        load, member = heapq.heappop(heap)
-        if -load != count[member]:
-            heapq.heappush(heap, (-count[member], member))
-            continue
-        move = _helpful_move(member, by_member[member], readers, count)
-        if move is None:
-            continue  # it stays out: what others give from here on goes to lighter members
-        partition, lighter = move
-        by_member[member].remove(partition)
-        by_member.setdefault(lighter, []).append(partition)
-        owner[partition] = lighter
-        count[member] -= 1
-        count[lighter] += 1
-        heapq.heappush(heap, (-count[member], member))
-
-
-def _helpful_move(
-    member: str, held: list[Partition], readers: Mapping[str, list[str]], count: Mapping[str, int]
-) -> tuple[Partition, str] | None:
-    """A partition of `member` and somebody who can take it and has at least two fewer."""
-    lightest: dict[str, str] = {}
-    for partition in reversed(held):
-        topic = partition[0]
-        if topic not in lightest:
-            lightest[topic] = min(readers[topic], key=lambda m: (count[m], m))
-        if count[lightest[topic]] + 1 < count[member]:
-            return partition, lightest[topic]
-    return None
+def _path(start: str, end: str, came: Mapping[str, tuple[str, str]]) -> list[tuple[str, str, str]]:
+    """The chain from its last move to its first, so that each giver still has what it gives."""
+    moves = []
+    while end != start:
+        giver, topic = came[end]
+        moves.append((giver, topic, end))
+        end = giver
+    return moves

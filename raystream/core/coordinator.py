@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from raystream import messages as m
 from raystream.core.group_records import ProducerIdsRecord
-from raystream.core.groups import Decision, Groups
+from raystream.core.groups import Groups
 from raystream.core.producer_ids import ProducerIds
-from raystream.core.records import Pair, Record, Removed, from_pair, to_pair
+from raystream.core.records import Decision, Pair, Record, Removed, from_pair, to_pair
 
 
 class Coordinator:
     """Decides and replays; see `groups.Groups` for the rules. Whoever holds it writes a decision's records to the log
     before anybody learns of its reply, and throws the whole object away if that fails."""
 
-    def __init__(self) -> None:
+    def __init__(self, coordinator: int = 0) -> None:
         self.groups = Groups()
-        self._producer_ids = ProducerIds()
+        self._producer_ids = ProducerIds(coordinator)
 
     def init_producer(self, request: m.InitProducerRequest) -> Decision:
         """A producer id that nobody else has or had."""
         producer_id, records = self._producer_ids.allocate()
-        return Decision(tuple(records), m.InitProducerReply(producer_id=producer_id, producer_epoch=0))
+        return Decision(records, m.InitProducerReply(producer_id=producer_id, producer_epoch=0))
 
     def heartbeat(self, request: m.HeartbeatRequest, topics: Mapping[str, int], now_ms: float) -> Decision:
         return self.groups.heartbeat(request, topics, now_ms)
@@ -42,6 +42,10 @@ class Coordinator:
     def delete_group(self, request: m.GroupRequest) -> Decision:
         return self.groups.delete(request.group)
 
+    def know_topics(self, topic_ids: Mapping[str, str]) -> Decision:
+        """All topics that there are, name to id; see `Groups.know_topics`."""
+        return self.groups.know_topics(topic_ids)
+
     def drop_topics(self, topics: set[str]) -> Decision:
         return self.groups.drop_topics(topics)
 
@@ -52,18 +56,20 @@ class Coordinator:
         return self.groups.next_expiry_ms()
 
     def replay(self, record: Record | Removed, now_ms: float) -> None:
-        """Applies a record of this life."""
-        self._replay(record, now_ms, own=True)
-
-    def replay_row(self, key: bytes | None, value: bytes | None, now_ms: float) -> None:
-        """Applies a row of the log as an earlier life wrote it."""
-        self._replay(from_pair(key, value), now_ms, own=False)
-
-    def _replay(self, record: Record | Removed, now_ms: float, *, own: bool) -> None:
+        """Applies one record."""
         if isinstance(record, ProducerIdsRecord):
-            self._producer_ids.replay(record, own=own)
+            self._producer_ids.replay(record)
         else:
             self.groups.replay(record, now_ms)
+
+    def replay_row(self, key: bytes | None, value: bytes | None, now_ms: float) -> None:
+        """Applies a row of the log."""
+        self.replay(from_pair(key, value), now_ms)
+
+    def snapshot(self) -> Iterator[Record]:
+        """Records whose replay on an empty state gives this one."""
+        yield from self._producer_ids.snapshot()
+        yield from self.groups.snapshot()
 
     @staticmethod
     def encode(records: Sequence[Record | Removed]) -> list[Pair]:

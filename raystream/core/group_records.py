@@ -26,7 +26,7 @@ class GroupRecord(Record):
 @dataclass(frozen=True, slots=True)
 class MemberRecord(Record):
     """A member: what it wants, what it may hold (`assigned`), and what it was told to give up and has not yet
-    (`revoking`)."""
+    (`revoking`). `previous_epoch` is the epoch that it spoke with last, if it may not know `epoch` yet."""
 
     KIND: ClassVar[str] = "member"
     IDENTITY: ClassVar[tuple[str, ...]] = ("group", "member_id")
@@ -51,7 +51,7 @@ class MemberRecord(Record):
 @kind
 @dataclass(frozen=True, slots=True)
 class OffsetRecord(Record):
-    """A group's position in a partition: the offset of the next record to read."""
+    """A group's position in a partition: the offset of the next record to read. `topic_id` "" is not known."""
 
     KIND: ClassVar[str] = "offset"
     IDENTITY: ClassVar[tuple[str, ...]] = ("group", "topic", "partition")
@@ -60,6 +60,7 @@ class OffsetRecord(Record):
     partition: int
     offset: int
     metadata: str = ""
+    topic_id: str = ""
 
 
 @kind

@@ -1,4 +1,4 @@
-"""The metadata image: topics, partitions and who leads them, as replaying the metadata log gives it.
+"""The metadata image: brokers, topics, partitions and who leads them, as replaying the metadata log gives it.
 
 `replay` is the only thing that changes an image.
 """
@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
 from raystream.core.records import Record, Removed, kind
-from raystream.errors import TopicNotFound
+from raystream.errors import PartitionNotFound, TopicNotFound
 
 OFFSETS_TOPIC: Final = "__consumer_offsets"
 
@@ -24,6 +24,17 @@ class ClusterRecord(Record):
     KIND: ClassVar[str] = "cluster"
     IDENTITY: ClassVar[tuple[str, ...]] = ()
     cluster_id: str
+
+
+@kind
+@dataclass(frozen=True, slots=True)
+class BrokerRecord(Record):
+    """A broker that belongs to the cluster. `incarnation` counts its lives; one of an earlier life is not heard."""
+
+    KIND: ClassVar[str] = "broker"
+    IDENTITY: ClassVar[tuple[str, ...]] = ("broker_id",)
+    broker_id: int
+    incarnation: int
 
 
 @kind
@@ -64,35 +75,63 @@ class PartitionRecord(Record):
 
 
 class MetadataImage:
-    """What the metadata log says. Topics by name and by id; partitions by (topic id, number)."""
+    """What the metadata log says. Topics by name and by id; partitions by (topic id, number).
+
+    `version` counts the records replayed, so it grows with every change and is the same wherever the log is the same.
+    """
 
     def __init__(self) -> None:
+        self.version = 0
         self.cluster_id = ""
+        self.brokers: dict[int, BrokerRecord] = {}
         self.topics: dict[str, TopicRecord] = {}
         self.topics_by_id: dict[str, TopicRecord] = {}
         self.partitions: dict[str, dict[int, PartitionRecord]] = {}
 
     def replay(self, record: Record | Removed) -> None:
         """Applies one record."""
+        self.version += 1
         match record:
             case ClusterRecord():
                 self.cluster_id = record.cluster_id
+            case BrokerRecord():
+                self.brokers[record.broker_id] = record
             case TopicRecord():
                 self.topics[record.name] = self.topics_by_id[record.topic_id] = record
                 self.partitions.setdefault(record.topic_id, {})
             case PartitionRecord():
                 self.partitions.setdefault(record.topic_id, {})[record.partition] = record
+            case Removed(BrokerRecord.KIND, (broker_id,)):
+                self.brokers.pop(broker_id, None)
+            case Removed(PartitionRecord.KIND, (topic_id, partition)):
+                self.partitions.get(topic_id, {}).pop(partition, None)
             case Removed(TopicRecord.KIND, (topic_id,)):
+                self.partitions.pop(topic_id, None)
                 gone = self.topics_by_id.pop(topic_id, None)
-                if gone is not None:
+                if gone is not None and self.topics[gone.name].topic_id == topic_id:
                     del self.topics[gone.name]
-                    del self.partitions[topic_id]
+
+    def snapshot(self) -> Iterator[Record]:
+        """Records whose replay on an empty image gives this one, but for `version`."""
+        if self.cluster_id:
+            yield ClusterRecord(self.cluster_id)
+        yield from self.brokers.values()
+        for topic in self.topics_by_id.values():
+            yield topic
+            yield from self.partitions_of(topic.topic_id)
 
     def topic(self, name: str) -> TopicRecord:
         """The topic of that name. Raises TopicNotFound."""
         found = self.topics.get(name)
         if found is None:
             raise TopicNotFound(f"there is no topic {name!r}: create it with cluster.create_topic({name!r})")
+        return found
+
+    def partition(self, topic_id: str, number: int) -> PartitionRecord:
+        """One partition. Raises PartitionNotFound."""
+        found = self.partitions.get(topic_id, {}).get(number)
+        if found is None:
+            raise PartitionNotFound(f"topic id {topic_id} has no partition {number}: it may have been deleted")
         return found
 
     def partitions_of(self, topic_id: str) -> list[PartitionRecord]:

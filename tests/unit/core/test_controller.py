@@ -10,11 +10,9 @@ from raystream.core.metadata import MetadataImage
 from raystream.core.placement import place
 from raystream.core.records import Record, Removed, from_pair, to_pair
 from raystream.errors import (
-    CorruptBatch,
     InvalidArgument,
     InvalidConfig,
     InvalidTopicName,
-    NewerFormat,
     TopicExists,
     TopicNotFound,
 )
@@ -128,13 +126,6 @@ def test_replaying_the_written_records_gives_the_same_image() -> None:
     assert again.topic("kept").schema_bytes == (b"\x00\xff",)
     with pytest.raises(TopicNotFound):
         again.topic("gone")
-
-
-def test_records_of_a_newer_release_are_refused_and_damage_is_named() -> None:
-    with pytest.raises(NewerFormat, match="'queue'"):
-        from_pair(b'["queue",1]', b"{}")
-    with pytest.raises(CorruptBatch):
-        from_pair(b"{", b"{}")
 
 
 def test_placement_spreads_replicas_and_leaders() -> None:

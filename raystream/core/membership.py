@@ -1,0 +1,276 @@
+"""How members of one group join, go on, let go and leave (KIP-848): heartbeats in, records and a reply out.
+
+A partition that moves is first missing from its old owner's `assigned`; once the owner's `owned` no longer lists it, or
+the owner is gone, its new owner gets it. Partitions that stay are never withdrawn.
+
+A member's epoch follows the group's at each of its heartbeats, also while it still has something to give up: what it is
+given at the same time can then be committed at once. That a partition waits for its old owner is kept per partition, in
+`revoking`. The epoch that a member spoke with last stays good until it is known to have heard the new one, so that any
+number of lost replies does not make it join again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import Final
+
+from raystream import messages as m
+from raystream.core import arguments
+from raystream.core.assignors import Partition, sticky
+from raystream.core.group_records import GroupRecord, Held, MemberRecord
+from raystream.core.group_state import Group, Plan, Target, holds_exactly
+from raystream.core.records import Decision, Record, Removed, removed
+from raystream.core.topic_names import MAX_NAME_CHARACTERS, is_internal
+from raystream.errors import FencedMember, InvalidArgument, Overloaded, UnknownMember
+
+JOIN_EPOCH: Final = 0
+LEAVE_EPOCH: Final = -1
+MAX_ID_CHARACTERS: Final = 255
+MAX_CLIENT_CHARACTERS: Final = 1024
+MAX_PATTERN_CHARACTERS: Final = 1024
+MAX_SUBSCRIBED_TOPICS: Final = 10_000
+MAX_TIMEOUT_MS: Final = 3_600_000
+MAX_MEMBERS: Final = 10_000
+
+
+def heartbeat(group: Group, request: m.HeartbeatRequest, topics: Mapping[str, int], now_ms: float) -> Decision:
+    """A member joins, goes on or leaves. See `Groups.heartbeat`."""
+    known = group.members.get(request.member_id)
+    if request.member_epoch == LEAVE_EPOCH:
+        reply = m.HeartbeatReply(member_epoch=LEAVE_EPOCH, assigned=(), group_epoch=group.epoch)
+        return Decision(departure(group, [known] if known is not None else []), reply)
+    steady = _steady_reply(group, request, known, topics, now_ms)
+    if steady is not None:
+        return Decision((), steady)
+    joins = request.member_epoch == JOIN_EPOCH
+    member = _joined(group, request) if joins else _continued(group, request, known)
+    if known is not None:
+        presence = group.presence[request.member_id]
+        presence.heard_ms = now_ms
+        presence.beat = max(presence.beat, request.sequence)
+    plan = group.plan = _planned(group, member, topics)
+    after = _reconciled(member, None if joins else set(request.owned), group, plan, request.member_epoch)
+    records: list[Record] = []
+    if plan.epoch != group.epoch:
+        records.append(GroupRecord(group.name, plan.epoch))
+    if after != known:
+        records.append(after)
+    owners = () if after.assigned else group.owner_list()
+    reply = m.HeartbeatReply(member_epoch=after.epoch, assigned=after.assigned, group_epoch=plan.epoch, owners=owners)
+    if (
+        not records
+        and after.assigned
+        and not after.revoking
+        and len(after.assigned) == len(plan.target[after.member_id])
+    ):
+        plan.steady[after.member_id] = reply
+    return Decision(tuple(records), reply)
+
+
+def departure(group: Group, leaving: list[MemberRecord]) -> tuple[Record | Removed, ...]:
+    """Members go, and what they held is free. With the last member goes a group that has no positions to keep."""
+    if not leaving:
+        return ()
+    gone = tuple(removed(member) for member in leaving)
+    if len(leaving) == len(group.members) and not group.offsets:
+        return (*gone, removed(group.record()))
+    return (GroupRecord(group.name, group.epoch + 1), *gone)
+
+
+def _steady_reply(
+    group: Group, request: m.HeartbeatRequest, known: MemberRecord | None, topics: Mapping[str, int], now_ms: float
+) -> m.HeartbeatReply | None:
+    """The short way for the heartbeat that most are: nothing is new, and the member holds what it should."""
+    plan = group.plan
+    if known is None or plan is None or plan.epoch != group.epoch or plan.topics is not topics:
+        return None
+    reply = plan.steady.get(known.member_id)
+    if reply is None or request.member_epoch != known.epoch or request.pattern != known.pattern:
+        return None
+    if request.topics != known.topics and _names(request) != known.topics:
+        return None
+    presence = group.presence[known.member_id]
+    if request.sequence < presence.beat:
+        return None
+    presence.heard_ms = now_ms
+    presence.beat = request.sequence
+    return reply
+
+
+# Who speaks -----------------------------------------------------------------------------------------------------------
+
+
+def check_name(what: str, name: object) -> None:
+    """Raises InvalidArgument unless a group or a member may be called that."""
+    arguments.text(what, name, at_least=1, at_most=MAX_ID_CHARACTERS, printable=True)
+
+
+def _joined(group: Group, request: m.HeartbeatRequest) -> MemberRecord:
+    """A member that joins, or comes back with nothing in its hands."""
+    check_name("member id", request.member_id)
+    if request.member_id not in group.members and len(group.members) >= MAX_MEMBERS:
+        raise Overloaded(f"group {group.name!r} has {MAX_MEMBERS:,} members, as many as a group may have")
+    _check_overtaken(group, request)
+    arguments.text("a client's description", request.client, at_least=0, at_most=MAX_CLIENT_CHARACTERS)
+    _check_subscription(request)
+    return MemberRecord(
+        group=request.group,
+        member_id=request.member_id,
+        client=request.client,
+        topics=_names(request),
+        pattern=request.pattern,
+        session_timeout_ms=_timeout_ms("session_timeout_ms", request.session_timeout_ms),
+        rebalance_timeout_ms=_timeout_ms("rebalance_timeout_ms", request.rebalance_timeout_ms),
+        epoch=0,
+        previous_epoch=0,
+    )
+
+
+def _timeout_ms(name: str, value: object) -> int:
+    timeout_ms = arguments.whole(name, int(value) if isinstance(value, float) and value.is_integer() else value)
+    if not 1 <= timeout_ms <= MAX_TIMEOUT_MS:
+        raise InvalidArgument(f"{name}={timeout_ms}: a member's timeout is 1 to {MAX_TIMEOUT_MS:,} ms")
+    return timeout_ms
+
+
+def _continued(group: Group, request: m.HeartbeatRequest, known: MemberRecord | None) -> MemberRecord:
+    """A member that goes on. One that did not hear of its new epoch speaks with the one before, and then cannot own
+    what the group does not count as its own."""
+    if known is None:
+        raise UnknownMember(f"group {group.name!r} does not know member {request.member_id}: join again")
+    current = request.member_epoch == known.epoch
+    unheard = request.member_epoch == known.previous_epoch and {held[:2] for held in known.holds}.issuperset(
+        request.owned
+    )
+    if not (current or unheard):
+        raise FencedMember(
+            f"member {request.member_id} of group {group.name!r} is at epoch {known.epoch}, and speaks with "
+            f"{request.member_epoch}: join again"
+        )
+    _check_overtaken(group, request)
+    if (request.topics, request.pattern) == (known.topics, known.pattern):
+        return known
+    _check_subscription(request)
+    return dataclasses.replace(known, topics=_names(request), pattern=request.pattern)
+
+
+def _check_overtaken(group: Group, request: m.HeartbeatRequest) -> None:
+    """Calls keep no order: a heartbeat that its sender has long given up must not speak for what it owns now."""
+    presence = group.presence.get(request.member_id)
+    if presence is not None and request.sequence < presence.beat:
+        raise FencedMember(
+            f"heartbeat {request.sequence} of member {request.member_id} was overtaken by heartbeat {presence.beat}"
+        )
+
+
+def _check_subscription(request: m.HeartbeatRequest) -> None:
+    if request.pattern is not None:
+        _compiled(arguments.text("the topic pattern", request.pattern, at_least=1, at_most=MAX_PATTERN_CHARACTERS))
+    elif not request.topics:
+        raise InvalidArgument("a member subscribes to at least one topic, or to a pattern")
+    if len(request.topics) > MAX_SUBSCRIBED_TOPICS:
+        raise InvalidArgument(f"a member names up to {MAX_SUBSCRIBED_TOPICS:,} topics; a pattern can match more")
+    for topic in request.topics:
+        arguments.text("topic name", topic, at_least=1, at_most=MAX_NAME_CHARACTERS)
+
+
+@lru_cache(maxsize=256)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise InvalidArgument(f"the topic pattern {pattern!r} is no regular expression: {error}") from None
+
+
+# Who should have what -------------------------------------------------------------------------------------------------
+
+
+def _names(request: m.HeartbeatRequest) -> tuple[str, ...]:
+    return tuple(sorted(set(request.topics)))
+
+
+def _subscription(member: MemberRecord, topics: Iterable[str]) -> Iterable[str]:
+    if member.pattern is None:
+        return member.topics
+    pattern = _compiled(member.pattern)
+    return [topic for topic in topics if not is_internal(topic) and pattern.fullmatch(topic)]
+
+
+def _planned(group: Group, member: MemberRecord, topics: Mapping[str, int]) -> Plan:
+    """The plan with `member` as it is now: the one at hand where nothing is new, or one for a new group epoch.
+
+    A plan for an epoch is made once. Where an epoch may have had one that is lost (a restart), the same epoch is used
+    again only if everybody already holds what the new plan says, so that no partition has two owners in one epoch.
+    """
+    plan = group.plan
+    known = group.members.get(member.member_id)
+    changed = known is None or (known.topics, known.pattern) != (member.topics, member.pattern)
+    if not changed and plan is not None and plan.epoch == group.epoch and plan.topics is topics:
+        return plan
+    members = {**group.members, member.member_id: member} if changed else group.members
+    counts = _subscribed_counts(members.values(), topics)
+    if not changed and plan is not None and plan.counts == counts:
+        if plan.epoch == group.epoch:
+            plan.topics = topics
+            return plan
+        if plan.epoch < group.epoch:  # members left, which began an epoch that has no plan yet
+            return Plan(group.epoch, topics, counts, _target(group, members, counts))
+    target = _target(group, members, counts)
+    if not changed and plan is None and holds_exactly(members, target):
+        return Plan(group.epoch, topics, counts, target)
+    return Plan(group.epoch + 1, topics, counts, target)
+
+
+def _subscribed_counts(members: Iterable[MemberRecord], topics: Mapping[str, int]) -> dict[str, int]:
+    wanted: set[str] = set()
+    for subscription in {(member.topics, member.pattern): member for member in members}.values():
+        wanted.update(_subscription(subscription, topics))
+    return {topic: topics[topic] for topic in wanted if topic in topics}
+
+
+def _target(group: Group, members: Mapping[str, MemberRecord], counts: Mapping[str, int]) -> Target:
+    """Sticks to the plan at hand, so that what is on its way arrives, and otherwise to what members hold."""
+    held: dict[Partition, str] = {}
+    for member_id, member in group.members.items():
+        for topic, number, _ in member.assigned:
+            held[topic, number] = member_id
+    for member_id, partitions in (group.plan.target if group.plan is not None else {}).items():
+        if member_id in members:
+            held.update(dict.fromkeys(partitions, member_id))
+    subscriptions = {member_id: _subscription(member, counts) for member_id, member in members.items()}
+    shares: dict[str, list[Partition]] = {member_id: [] for member_id in members}
+    for partition, member_id in sticky(subscriptions, counts, held).items():
+        shares[member_id].append(partition)
+    return {member_id: frozenset(share) for member_id, share in shares.items()}
+
+
+def _reconciled(
+    member: MemberRecord, owned: set[Partition] | None, group: Group, plan: Plan, spoken_epoch: int
+) -> MemberRecord:
+    """The member one step nearer to its target. `owned` None: it holds nothing, whatever it was given before."""
+    target = plan.target[member.member_id]
+    keep: list[Held] = []
+    revoking: list[Held] = []
+    if owned is not None:
+        for held in member.assigned:
+            if held[:2] in target:
+                keep.append(held)
+            elif held[:2] in owned:
+                revoking.append(held)
+        revoking += [held for held in member.revoking if held[:2] in owned]
+    mine = {held[:2] for held in (*keep, *revoking)}
+    given = [
+        (topic, number, plan.epoch)
+        for topic, number in target
+        if (topic, number) not in mine and group.holder.get((topic, number), member.member_id) == member.member_id
+    ]
+    return dataclasses.replace(
+        member,
+        assigned=tuple(sorted(keep + given)),
+        revoking=tuple(sorted(revoking)),
+        epoch=plan.epoch,
+        previous_epoch=spoken_epoch if spoken_epoch != plan.epoch else member.previous_epoch,
+    )

@@ -1,0 +1,88 @@
+"""Positions of a group: who may move them, and what becomes of them when topics go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from raystream import messages as m
+from raystream.core import arguments
+from raystream.core.assignors import Partition
+from raystream.core.group_records import OffsetRecord
+from raystream.core.group_state import Group
+from raystream.core.records import Decision, Record, Removed, removed
+from raystream.core.topic_names import MAX_NAME_CHARACTERS
+from raystream.errors import FencedMember, GroupNotEmpty, InvalidArgument, UnknownMember
+
+MAX_COMMIT_METADATA: Final = 4096
+MAX_OFFSET: Final = 2**63 - 1
+
+
+def commit(group: Group, request: m.CommitRequest, topic_ids: Mapping[str, str] | None) -> Decision:
+    """All positions of the request move, or none. See `Groups.commit`.
+
+    A member's commit that a later one overtook on its way changes nothing where they meet: positions do not go back
+    because calls keep no order. What stands there already is not written again.
+    """
+    if request.member_id:
+        _check_member(group, request)
+    elif group.members:
+        raise GroupNotEmpty(
+            f"group {group.name!r} has {len(group.members)} running members: stop them before moving its offsets"
+        )
+    wanted = [_checked(group.name, position, topic_ids) for position in request.offsets]
+    presence = group.presence.get(request.member_id)
+    records: list[Record] = []
+    for record in wanted:
+        partition = (record.topic, record.partition)
+        if presence is not None:
+            if request.sequence < presence.commits.get(partition, 0):
+                continue
+            presence.commits[partition] = request.sequence
+        if group.offsets.get(partition) != record:
+            records.append(record)
+    return Decision(tuple(records), m.Done())
+
+
+def _check_member(group: Group, request: m.CommitRequest) -> None:
+    member = group.members.get(request.member_id)
+    if member is None:
+        raise UnknownMember(f"group {group.name!r} does not know member {request.member_id}: join again")
+    if request.member_epoch > member.epoch:
+        raise FencedMember(f"member {request.member_id} is at epoch {member.epoch}, not {request.member_epoch}")
+    since: dict[Partition, int] = {(topic, number): epoch for topic, number, epoch in member.holds}
+    for position in request.offsets:
+        epoch = since.get((position.topic, position.partition))
+        if epoch is None or request.member_epoch < epoch:
+            raise FencedMember(
+                f"{position.topic}-{position.partition} is not member {request.member_id}'s in epoch "
+                f"{request.member_epoch}: its position stays as it is"
+            )
+
+
+def _checked(group: str, position: m.CommittedOffset, topic_ids: Mapping[str, str] | None) -> OffsetRecord:
+    topic = arguments.text("topic name", position.topic, at_least=1, at_most=MAX_NAME_CHARACTERS)
+    partition = arguments.whole("partition", position.partition)
+    offset = arguments.whole("offset", position.offset)
+    if not 0 <= offset <= MAX_OFFSET or partition < 0:
+        raise InvalidArgument(f"offset {offset} of {topic}-{partition}: neither may be negative, nor over 2**63 - 1")
+    metadata = arguments.text("a commit's metadata", position.metadata, at_least=0, at_most=MAX_COMMIT_METADATA)
+    return OffsetRecord(group, topic, partition, offset, metadata, (topic_ids or {}).get(topic, ""))
+
+
+def positions(group: Group) -> tuple[m.CommittedOffset, ...]:
+    """The group's positions, sorted."""
+    return tuple(
+        m.CommittedOffset(record.topic, record.partition, record.offset, record.metadata)
+        for _, record in sorted(group.offsets.items())
+    )
+
+
+def outdated(groups: Iterable[Group], topic_ids: Mapping[str, str]) -> tuple[Removed, ...]:
+    """Tombstones of positions in topics that are gone, also where another of the same name took their place."""
+    return tuple(
+        removed(record)
+        for group in groups
+        for record in group.offsets.values()
+        if record.topic not in topic_ids or record.topic_id not in ("", topic_ids[record.topic])
+    )
