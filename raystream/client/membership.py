@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import uuid
 from collections.abc import Mapping
@@ -81,6 +82,7 @@ class Membership:
         self._client = client
         self.member_id = uuid.uuid4().hex
         self.epoch = JOIN_EPOCH
+        self._sequence = itertools.count(1)
         self._owned: dict[TopicPartition, Assigned] = {}
         self._opening: dict[TopicPartition, asyncio.Task[None]] = {}
         self._closing: dict[TopicPartition, asyncio.Task[None]] = {}
@@ -129,6 +131,7 @@ class Membership:
             client=self._client,
             session_timeout_ms=self._config.session_timeout_ms,
             rebalance_timeout_ms=self._config.rebalance_timeout_ms,
+            sequence=next(self._sequence),
         )
         return await self._routing.call_coordinator(
             lambda port, left_ms: port.heartbeat(request, timeout_ms=left_ms),
@@ -289,6 +292,7 @@ class Membership:
             member_id=self.member_id,
             member_epoch=self.epoch,
             offsets=tuple(m.CommittedOffset(p.topic, p.partition, offset) for p, offset in held.items()),
+            sequence=next(self._sequence),
         )
         await self._routing.call_coordinator(
             lambda port, left_ms: port.commit(request, timeout_ms=left_ms), timeout_ms=max(timeout_ms, 1)
