@@ -26,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code: int = args.run(Shell(args))
         sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
@@ -33,14 +34,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except RaystreamError as error:
-        return _fail(
-            str(error) or type(error).__name__, EXIT_USAGE if isinstance(error, InvalidArgument) else EXIT_FAILURE
-        )
+        # An error that Ray carried out of an actor has the actor's traceback for its text, and its cause beside it.
+        cause = getattr(error, "cause", error)
+        code = EXIT_USAGE if isinstance(error, InvalidArgument) else EXIT_FAILURE
+        return _fail(str(cause) or type(error).__name__, code)
     except OSError as error:
         if error.filename is None:
             raise
         return _fail(f"{error.filename}: {error.strerror}", EXIT_FAILURE)
-    return code
 
 
 def _fail(sentence: str, code: int) -> int:

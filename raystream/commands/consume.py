@@ -52,6 +52,8 @@ def run(shell: Shell) -> int:
     if args.tail and args.start is not None:
         args.usage_error("--tail and --start both say where to begin: give one")
     kind = sinks.format_for(shell)
+    if args.follow and kind == "table":
+        args.usage_error("a table has an end, --follow has none: use --format json or csv")
     written = 0
     with shell.connect() as cluster:
         topic = cluster.describe_topic(args.topic)

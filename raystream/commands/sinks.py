@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import io
 import json
 import sys
@@ -15,7 +16,7 @@ import pyarrow.compute as pc
 from rich.markup import escape
 from rich.table import Table
 
-from raystream.commands.shell import Shell, cell, count_of, plain, to_json
+from raystream.commands.shell import Shell, count_of, plain, to_json
 from raystream.errors import InvalidArgument
 from raystream.schema import RAW_READ_SCHEMA
 
@@ -165,15 +166,14 @@ class TableSink:
         self._shell = shell
         self._topic = topic
         self._rows: list[dict[str, Any]] = []
-        self._names: list[str] = []
         self._hidden = 0
         self._limit = shell.args.max or shell.args.tail or TABLE_ROWS
 
     def write(self, rows: pa.Table) -> None:
-        self._names = rows.column_names
-        room = self._limit - len(self._rows)
-        self._rows += _dicts(rows.slice(0, max(room, 0)))
-        self._hidden += max(rows.num_rows - max(room, 0), 0)
+        room = max(self._limit - len(self._rows), 0)
+        shown = _dicts(rows.slice(0, room))
+        self._rows += map(_raw_for_people, shown) if rows.column_names == _RAW_NAMES else shown
+        self._hidden += max(rows.num_rows - room, 0)
 
     def flush(self) -> None:
         pass
@@ -183,7 +183,8 @@ class TableSink:
         if not self._rows:
             shell.note(f"{self._topic} has no records there")
             return
-        shown = self._columns_that_fit()
+        names = [name for name in self._rows[0] if name != "headers" or any(row["headers"] for row in self._rows)]
+        shown = self._that_fit(names)
         table = Table(box=None, pad_edge=False, header_style="bold")
         for name in shown:
             numeric = all(isinstance(row[name], (int, float)) or row[name] is None for row in self._rows)
@@ -191,17 +192,17 @@ class TableSink:
         for row in self._rows:
             table.add_row(*(escape(_shown(row[name])) for name in shown))
         shell.out.print(table)
-        if len(shown) < len(self._names):
-            shell.note(f"{count_of(len(self._names) - len(shown), 'more column')}: --format json shows them")
+        if len(shown) < len(names):
+            shell.note(f"{count_of(len(names) - len(shown), 'more column')}: --format json shows them")
         if self._hidden:
             shell.note(f"{count_of(self._hidden, 'more record')}: --max N or --format json shows them")
 
-    def _columns_that_fit(self) -> list[str]:
+    def _that_fit(self, names: list[str]) -> list[str]:
         """As many columns as the terminal has room for; a long value alone takes no more than a third of it."""
         width = self._shell.out.width
         room = width
         shown: list[str] = []
-        for name in self._names:
+        for name in names:
             widest = max(len(name), *(len(_shown(row[name])) for row in self._rows))
             room -= min(widest, max(width // 3, 12)) + 2
             if room < -2 and shown:
@@ -211,18 +212,25 @@ class TableSink:
 
 
 def _shown(value: Any) -> str:
-    return (
-        value
-        if isinstance(value, str)
-        else cell("", value)
-        if isinstance(value, bool)
-        else ""
-        if value is None
-        else str(value)
-    )
+    """A value on one line; what a terminal would obey stands there in Python's spelling."""
+    text = "" if value is None else str(value)
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 _RAW_NAMES = RAW_READ_SCHEMA.names
+
+
+def _raw_for_people(row: dict[str, Any]) -> dict[str, Any]:
+    """Without what is the same on every row, with the time as people read it."""
+    moment = dt.datetime.fromtimestamp(row["timestamp"] / 1000, dt.UTC)
+    return {
+        "partition": row["partition"],
+        "offset": row["offset"],
+        "timestamp": moment.isoformat(sep=" ", timespec="milliseconds").removesuffix("+00:00"),
+        "key": row["key"],
+        "value": row["value"],
+        "headers": "  ".join(f"{name}={value}" for name, value in row["headers"].items()),
+    }
 
 
 def _dicts(rows: pa.Table | pa.RecordBatch) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ import raystream
 from raystream.cli import main
 from raystream.commands import localray
 from raystream.errors import ClusterGone, InvalidTopicName, TopicNotFound
+from raystream.schema import RAW_READ_SCHEMA
 from raystream.types import (
     GroupDescription,
     PartitionDescription,
@@ -251,6 +252,7 @@ def test_group_reset(cluster: FakeCluster, capsys: pytest.CaptureFixture[str]) -
         ["consume", "flights", "--tail", "3", "--group", "g"],
         ["consume", "flights", "--tail", "3", "--start", "1h"],
         ["consume", "flights", "--format", "xml"],
+        ["consume", "flights", "--format", "table", "--follow"],
         ["produce", "lines", "--key", "carrier"],
         ["produce", "flights", "f.csv", "--follow"],
         ["demo", "--resume"],
@@ -429,6 +431,18 @@ def test_table(cluster: FakeCluster, capsys: pytest.CaptureFixture[str]) -> None
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[0] == ["carrier", "delay"]
     assert lines[-1] == ["[b]", "3.0"]
+
+
+def test_a_table_of_raw_records(
+    cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record: dict[str, object] = {"offset": 7, "key": None, "value": b"a\x1b[31m\n", "topic": "lines", "partition": 1}
+    record |= {"timestamp": 1_400_000_000_123, "timestamp_type": 0, "headers": []}
+    monkeypatch.setattr(FakeView, "to_arrow", lambda view: pa.Table.from_pylist([record], RAW_READ_SCHEMA))
+    assert main(["consume", "lines", "--format", "table"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == ["partition", "offset", "timestamp", "key", "value"]
+    assert lines[1] == ["1", "7", "2014-05-13", "16:53:20.123", r"a\x1b[31m\n"]
 
 
 def test_parquet(cluster: FakeCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
