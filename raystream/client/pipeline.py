@@ -11,7 +11,6 @@ The rules that keep retries from doubling or reordering (KIP-98, KIP-360):
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
 from typing import Final
 
@@ -84,13 +83,13 @@ class Pipeline:
     """What waits for one partition and what is in flight to it."""
 
     __slots__ = (
+        "_next_number",
         "draining",
         "epoch",
         "fenced",
         "gap_unknown",
         "in_flight",
         "max_in_flight",
-        "numbers",
         "partition",
         "pending",
         "pending_bytes",
@@ -107,7 +106,7 @@ class Pipeline:
         self.pending: deque[Piece] = deque()
         self.pending_bytes = 0
         self.in_flight: list[Batch] = []
-        self.numbers = itertools.count()
+        self._next_number = 0
         self.producer_id: int | None = None
         self.fenced = False
         """The producer id is of no use any more: after the draining comes a new one."""
@@ -141,9 +140,10 @@ class Pipeline:
             return False
         if not self.in_flight:
             return True
-        return len(self.in_flight) < self.max_in_flight and self.pending_bytes >= min(
-            _FULL_BYTES, self.sink.chunk_bytes
-        )
+        # Counted from the oldest unsettled batch, not by how many are unsettled: a partition remembers the last five
+        # batches of a producer, and must still know the oldest when it is sent again.
+        window = self._next_number - self.in_flight[0].number
+        return window < self.max_in_flight and self.pending_bytes >= min(_FULL_BYTES, self.sink.chunk_bytes)
 
     def next_pieces(self) -> list[Piece]:
         """Takes as many waiting pieces as one batch may hold."""
@@ -161,7 +161,8 @@ class Pipeline:
     def next_batch(self, pieces: list[Piece]) -> Batch:
         """A batch with the next sequence, in flight from now on."""
         assert self.producer_id is not None
-        batch = Batch(next(self.numbers), pieces, self.producer_id, self.epoch, self.sequence)
+        batch = Batch(self._next_number, pieces, self.producer_id, self.epoch, self.sequence)
+        self._next_number += 1
         if self.producer_id != b.NO_PRODUCER_ID:
             self.sequence = b.advance_sequence(self.sequence, batch.rows)
         self.in_flight.append(batch)
@@ -171,13 +172,15 @@ class Pipeline:
         """Whether everything before the batch is settled."""
         return bool(self.in_flight) and self.in_flight[0] is batch
 
-    def may_take_back(self, batch: Batch) -> bool:
+    def may_take_back(self, batch: Batch, *, sent_as_head: bool) -> bool:
         """Whether a batch that was refused as out of order is known not to be in the log, now and for good.
 
-        It is, if every try was answered; also if it is the first in flight and none before it can arrive any more: the
-        gap before it then never closes, so that no earlier try of it is ever accepted.
+        It is, if every try was answered. It also is if everything before it was in the log when this try was sent, for
+        then the partition lost something that it had acknowledged: the gap never closes, and no earlier try of the
+        batch is ever accepted. A verdict on a try that was sent earlier proves nothing: another try of the same batch
+        may have taken its place in the partition's reorder buffer.
         """
-        return not batch.unknown or (self.is_head(batch) and not self.gap_unknown)
+        return not batch.unknown or (sent_as_head and not self.gap_unknown)
 
     def settled(self, batch: Batch) -> None:
         """The batch left the flight. Ends the draining when it was the last."""

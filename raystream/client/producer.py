@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import sys
 import threading
@@ -45,6 +46,8 @@ EXIT_WAIT_S: Final = 10.0
 FAILED_EXIT_WAIT_S: Final = 5.0
 """How long leaving `with` by an exception waits."""
 
+_WOULD_WAIT: Final = "flush and close wait for acknowledgements, which come on this thread: call them on another"
+
 _open: weakref.WeakSet[Producer] = weakref.WeakSet()
 _kept: set[Producer] = set()
 
@@ -86,7 +89,8 @@ class Producer:
         )
         self._sender.accumulator = self._accumulator
         self._add = self._accumulator.add
-        self._sinks: dict[str, Sink] = {}
+        self._sinks = self._sender.sinks
+        self._closed = False
         self._opening = threading.Lock()
         self._pid = os.getpid()
         _open.add(self)
@@ -315,7 +319,7 @@ class Producer:
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
-        return self._ledger.closed is not None
+        return self._closed
 
     def flush(self, timeout: float | None = None) -> None:
         """Sends what lingers and waits until all that was sent before is acknowledged or failed.
@@ -333,11 +337,10 @@ class Producer:
     def _settle(self, timeout: float | None) -> int:
         """Waits for all that was handed over. Returns how many records are not settled when time is up."""
         if self._loop.is_current():
-            raise InvalidArgument(
-                "flush and close wait for acknowledgements, which come on this thread: call elsewhere"
-            )
-        for sink in list(self._sinks.values()):
-            self._accumulator.seal(sink)
+            raise InvalidArgument(_WOULD_WAIT)
+        with contextlib.suppress(Closed):  # the connection is closed: everything has failed
+            for sink in list(self._sinks.values()):
+                self._accumulator.seal(sink)
         deadline = None if timeout is None else time.monotonic() + timeout
         return self._ledger.wait_settled(self._ledger.unsettled(), deadline)
 
@@ -347,8 +350,11 @@ class Producer:
         Raises DeliveryFailed for failures that nobody has seen. Closing again does nothing.
         """
         self._check_process()
-        if self.closed:
+        if self._closed:
             return
+        if self._loop.is_current():
+            raise InvalidArgument(_WOULD_WAIT)
+        self._closed = True
         self._ledger.close("the producer is closed: make another with cluster.producer()")
         try:
             self._settle(timeout)
@@ -399,8 +405,9 @@ class Producer:
 
     def _deliver_at_exit(self, deadline: float) -> str | None:
         """Delivers what is left, within the deadline. Returns what was lost, as a sentence."""
-        if self.closed or os.getpid() != self._pid:
+        if self._closed or os.getpid() != self._pid:
             return None
+        self._closed = True
         self._ledger.close("the interpreter is exiting")
         left = self._settle(max(deadline - time.monotonic(), 0.0))
         failures = self._ledger.take_failures()

@@ -69,6 +69,8 @@ class Sender:
         self._refreshing: set[str] = set()
         self._encoders: ThreadPoolExecutor | None = None
         self._abandoned: RaystreamError | None = None
+        self._guard: asyncio.Task[None] | None = None
+        self.sinks: dict[str, Sink] = {}
         self.accumulator: Accumulator
         self._depth = 1 if config.acks == 0 else config.max_in_flight  # without sequences only depth 1 keeps order
 
@@ -77,10 +79,23 @@ class Sender:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    async def _watch_the_end(self) -> None:
+        """Lives as long as the loop does. When the connection is closed under the producer, nothing may wait on."""
+        try:
+            await asyncio.get_running_loop().create_future()
+        except asyncio.CancelledError:
+            self.abandon(Closed("the connection to the cluster was closed before the record was acknowledged"))
+            raise
+
+    def _start(self) -> None:
+        if self._guard is None:
+            self._guard = asyncio.ensure_future(self._watch_the_end())
+
     # Chunks ---------------------------------------------------------------------------------------------------------
 
     def opened(self, sink: Sink, chunk: Chunk) -> None:
         """A chunk has its first record: it lingers for more."""
+        self._start()
         if self._config.linger_ms > 0:
             asyncio.get_running_loop().call_later(self._config.linger_ms / 1000, self._due, sink, chunk)
         else:
@@ -102,13 +117,14 @@ class Sender:
         chunks = self.accumulator.take(sink, open_too=open_too)
         if not chunks:
             return
-        self._look_again(sink)
+        lost = self._abandoned or sink.gone
+        if lost is None:
+            self._look_again(sink)
         for chunk in chunks:
+            if lost is not None:
+                chunk.fail(lost)
+                continue
             try:
-                if self._abandoned is not None:
-                    raise self._abandoned
-                if sink.gone is not None:
-                    raise sink.gone
                 pieces = cut_chunk(
                     chunk,
                     sink,
@@ -124,6 +140,7 @@ class Sender:
 
     def enqueue(self, sink: Sink, pieces: list[Piece]) -> None:
         """Takes a frame's pieces."""
+        self._start()
         error = self._abandoned or sink.gone
         if error is not None:
             self._fail(pieces, error)
@@ -248,9 +265,6 @@ class Sender:
                     for pipeline in waiting:
                         for piece in self._unexpired(pipeline.take_all()):
                             pipeline.add(piece)
-        except asyncio.CancelledError:
-            self.abandon(Closed("the connection to the cluster was closed before the records were sent"))
-            raise
         except Exception as error:  # noqa: BLE001 - whatever it is, the records must hear of it
             for pipelines in self._pipelines.values():
                 for pipeline in pipelines:
@@ -281,8 +295,7 @@ class Sender:
             batch.taken_back = True
             pipeline.draining = True
         except asyncio.CancelledError:
-            self.abandon(Closed("the connection to the cluster was closed; whether the record was written is unknown"))
-            error = self._abandoned
+            error = Closed("the connection to the cluster was closed; whether the record was written is unknown")
             raise
         except Exception as failure:  # noqa: BLE001 - whatever it is, the records must hear of it
             error = failure
@@ -359,6 +372,7 @@ class Sender:
             age_ms=int(now - batch.first_sent_ms),
         )
         assert batch.message is not None
+        as_head = pipeline.is_head(batch)
         try:
             reply = await leader.port.append(request, batch.message, timeout_ms=left_ms)
         except _UNANSWERED as error:
@@ -367,8 +381,7 @@ class Sender:
                 raise
             raise ActorLost(f"{type(error).__name__}: {error}") from error
         except OutOfOrderSequence:
-            head = pipeline.is_head(batch)
-            if (head or pipeline.draining) and pipeline.may_take_back(batch):
+            if (as_head or pipeline.draining) and pipeline.may_take_back(batch, sent_as_head=as_head):
                 raise _TakenBack from None
             raise
         except (UnknownProducer, FencedProducer):
@@ -443,6 +456,9 @@ class Sender:
         """Fails everything that is not in flight, and what comes after."""
         if self._abandoned is None:
             self._abandoned = error
+            self._ledger.close(str(error))
+            for sink in list(self.sinks.values()):
+                self.drain(sink, open_too=True)
             for pipelines in self._pipelines.values():
                 for pipeline in pipelines:
                     self._fail(pipeline.take_all(), error)
@@ -452,5 +468,7 @@ class Sender:
         self.abandon(error)
         for task in list(self._tasks):
             task.cancel()
+        if self._guard is not None:
+            self._guard.cancel()
         if self._encoders is not None:
             self._encoders.shutdown(wait=False)

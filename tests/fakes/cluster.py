@@ -135,12 +135,17 @@ class FakePartition:
         except OutOfOrderSequence:
             turn: asyncio.Future[m.AppendReply] = asyncio.get_running_loop().create_future()
             now = self._clock.monotonic_ms()
-            if self._early.offer(header.producer_id, header.base_sequence, turn, now) is None:
+            displaced = self._early.offer(header.producer_id, header.base_sequence, turn, now)
+            if displaced is None:
                 raise
+            for other in displaced:
+                if not other.done():
+                    other.set_exception(OutOfOrderSequence("another try took its place"))
             done, _ = await asyncio.wait({turn}, timeout=REORDER_WAIT_MS / 1000)
             if not done:
-                self._early.release_after(header.producer_id, header.base_sequence)
+                self._early.expired(self._clock.monotonic_ms() + 1)
                 raise
+            turn.result()
             return await self._place(header, data, age_ms)
         if isinstance(verdict, Duplicate):
             return self._reply(verdict.base_offset, duplicate=True)
@@ -331,6 +336,12 @@ class FakeCluster:
         )
         self._producers.append(producer)
         return producer
+
+    def hold(self, partition: FakePartition) -> asyncio.Event:
+        """The partition answers nothing until the event is set on the loop."""
+        gate: asyncio.Event = self.on_loop(asyncio.Event)
+        partition.fault = lambda _: Fault(gate=gate)
+        return gate
 
     def on_loop(self, call: Callable[..., Any], *arguments: Any) -> Any:
         """Runs `call` on the loop's thread, where the ports live."""
