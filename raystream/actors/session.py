@@ -159,6 +159,7 @@ def _embedded(root: Path, namespace: str) -> Session:
         owner = data_roots.read_owner(root)
         if owner is not None and is_alive(owner.pid):
             with contextlib.suppress(ClusterNotFound):
+                _show_token()
                 _join_ray(owner.address)
                 session = _bring_up(namespace, root, joined_ray=True)
                 when_gone(owner.pid, partial(session.owner_exited, owner.pid))
@@ -193,6 +194,19 @@ def _start_embedded(root: Path, claim: data_roots.RootClaim, namespace: str) -> 
             os.environ.pop("RAY_worker_niceness", None)
     session.claim = claim
     return session
+
+
+def _show_token() -> None:
+    """Lets this process show the token of the user's home directory, as the owner's Ray may ask for it.
+
+    Ray does so by itself only for clusters that it starts or finds without an address.
+    """
+    try:
+        from ray._private.authentication import authentication_token_setup as tokens
+    except ImportError:
+        return  # an older Ray, without tokens
+    tokens.logger.setLevel(logging.ERROR)  # it would warn of what the owner chose
+    tokens.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
 def _join_ray(address: str) -> None:
