@@ -17,7 +17,7 @@ from raystream import batch as b
 from raystream import messages as m
 from raystream.client.ledger import Ledger
 from raystream.client.rows import RowCheck
-from raystream.client.sent import Chunk, Sent
+from raystream.client.sent import Chunk, Piece, Sent
 from raystream.clock import Clock
 from raystream.config import ProducerConfig, TopicConfig
 from raystream.errors import RaystreamError, RecordTooLarge
@@ -58,7 +58,8 @@ class Sink:
         self.no_chunk = closed
         """Stands for `open` while there is none: it has no room, so that the next record makes one."""
         self.open = closed
-        self.sealed: deque[Chunk] = deque()
+        self.sealed: deque[Chunk | list[Piece]] = deque()
+        """What is ready for the loop, in order: chunks to be cut, and pieces of frames."""
         self.gone: RaystreamError | None = None
         """Why the topic takes nothing more: it was deleted, or created anew."""
 
@@ -183,6 +184,15 @@ class Accumulator:
         chunk.open_records = chunk.rows
         sink.sealed.append(chunk)
 
+    def add_pieces(self, sink: Sink, pieces: list[Piece]) -> None:
+        """Takes a frame's pieces, for which there is room, behind the records that were added before."""
+        with self._lock:
+            self._ledger.check_open()
+            if sink.open is not sink.no_chunk:
+                self._seal(sink, sink.open)
+            sink.sealed.append(pieces)
+            self._sealed(sink)
+
     def seal(self, sink: Sink) -> None:
         """What was added so far goes out without lingering."""
         with self._lock:
@@ -190,11 +200,11 @@ class Accumulator:
                 self._seal(sink, sink.open)
                 self._sealed(sink)
 
-    def take(self, sink: Sink, *, open_too: bool) -> list[Chunk]:
-        """*loop* The chunks that are ready to be cut, in order; with `open_too` also the one that is not full."""
+    def take(self, sink: Sink, *, open_too: bool) -> list[Chunk | list[Piece]]:
+        """*loop* What is ready, in order; with `open_too` also the chunk that is not full."""
         with self._lock:
             if open_too and sink.open is not sink.no_chunk:
                 self._seal(sink, sink.open)
-            chunks = list(sink.sealed)
+            ready = list(sink.sealed)
             sink.sealed.clear()
-        return chunks
+        return ready

@@ -212,7 +212,6 @@ class Producer:
         sink = self._sink(topic)
         source = open_source(frame, sink.schema if sink.typed else RAW_SCHEMA)
         slices = checked_slices(source, sink, self._routing.clock.now_ms)
-        self._accumulator.seal(sink)  # what was sent before stays before
         delivery = Frame(self._ledger, topic)
         try:
             for rows, stamps in slices:
@@ -228,7 +227,11 @@ class Producer:
             piece.charge = piece.nbytes
             piece.deadline_ms = self._routing.clock.monotonic_ms() + self._config.delivery_timeout_ms
             delivery.add(piece)
-            self._post(self._sender.enqueue, sink, [piece])
+            try:
+                self._accumulator.add_pieces(sink, [piece])
+            except RaystreamError as error:
+                delivery.settle(piece, None, None, error)
+                raise
 
     # Checks ---------------------------------------------------------------------------------------------------------
 

@@ -117,6 +117,8 @@ def _check_of(kind: pa.DataType) -> Check:
         return _binary
     if types.is_timestamp(kind):
         return lambda value: _instant(value, kind)
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        return lambda value: _list(value, kind)
     return lambda value: _any(value, kind)
 
 
@@ -165,6 +167,12 @@ def _instant(value: Any, kind: pa.DataType) -> tuple[Any, int]:
         raise TypeError("give a datetime or an ISO 8601 string")
     pa.scalar(value, kind)  # raises where the unit cannot hold it
     return value, 8
+
+
+def _list(value: Any, kind: pa.DataType) -> tuple[Any, int]:
+    if not isinstance(value, (list, tuple, np.ndarray)):
+        raise TypeError("give a list")
+    return _any(value, kind)
 
 
 def _any(value: Any, kind: pa.DataType) -> tuple[Any, int]:

@@ -114,39 +114,38 @@ class Sender:
         """Cuts the chunks that are ready, in order, and sends what may go."""
         if open_too:
             self._overdue.discard(sink)
-        chunks = self.accumulator.take(sink, open_too=open_too)
-        if not chunks:
+        ready = self.accumulator.take(sink, open_too=open_too)
+        if not ready:
             return
+        self._start()
         lost = self._abandoned or sink.gone
         if lost is None:
             self._look_again(sink)
-        for chunk in chunks:
-            if lost is not None:
-                chunk.fail(lost)
-                continue
-            try:
-                pieces = cut_chunk(
-                    chunk,
-                    sink,
-                    self._partitioner,
-                    lambda: self.idlest(sink),
-                    self._clock.now_ms(),
-                    self._config.delivery_timeout_ms,
-                )
-            except Exception as error:  # noqa: BLE001 - the user's partitioner may raise anything
-                chunk.fail(error)
-                continue
-            self._queue(sink, pieces)
+        for item in ready:
+            if isinstance(item, list):
+                if lost is not None:
+                    self._fail(item, lost)
+                else:
+                    self._queue(sink, item)
+            elif lost is not None:
+                item.fail(lost)
+            else:
+                self._cut(sink, item)
 
-    def enqueue(self, sink: Sink, pieces: list[Piece]) -> None:
-        """Takes a frame's pieces."""
-        self._start()
-        error = self._abandoned or sink.gone
-        if error is not None:
-            self._fail(pieces, error)
-            return
-        self._look_again(sink)
-        self._queue(sink, pieces)
+    def _cut(self, sink: Sink, chunk: Chunk) -> None:
+        try:
+            pieces = cut_chunk(
+                chunk,
+                sink,
+                self._partitioner,
+                lambda: self.idlest(sink),
+                self._clock.now_ms(),
+                self._config.delivery_timeout_ms,
+            )
+        except Exception as error:  # noqa: BLE001 - the user's partitioner may raise anything
+            chunk.fail(error)
+        else:
+            self._queue(sink, pieces)
 
     def _queue(self, sink: Sink, pieces: list[Piece]) -> None:
         pipelines = self._pipelines_of(sink)
