@@ -29,7 +29,7 @@ class Groups:
 
     def __init__(self) -> None:
         self._groups: dict[str, Group] = {}
-        self._topic_ids: Mapping[str, str] | None = None
+        self._topics = offsets.KnownTopics()
         self._deadlines: Deadlines[tuple[str, str]] = Deadlines(self._due_ms)
         self._epoch_floor = 0
 
@@ -66,7 +66,7 @@ class Groups:
 
     def commit(self, request: m.CommitRequest) -> Decision:
         """Moves positions. Raises UnknownMember, FencedMember, GroupNotEmpty, InvalidArgument; then nothing moved."""
-        return offsets.commit(self._find(request.group), request, self._topic_ids)
+        return offsets.commit(self._find(request.group), request, self._topics)
 
     def fetch_offsets(self, group: str) -> tuple[m.CommittedOffset, ...]:
         """The group's positions."""
@@ -76,7 +76,7 @@ class Groups:
     def know_topics(self, topic_ids: Mapping[str, str]) -> Decision:
         """All topics that there are, name to id. Positions in topics that are gone are forgotten, also where they went
         while no coordinator was running, or a new topic has taken the name."""
-        self._topic_ids = topic_ids
+        self._topics.know(topic_ids)
         return Decision(offsets.outdated(self._groups.values(), topic_ids))
 
     def drop_topics(self, topics: set[str]) -> Decision:

@@ -16,13 +16,36 @@ from raystream.errors import FencedMember, GroupNotEmpty, InvalidArgument, Unkno
 
 MAX_COMMIT_METADATA: Final = 4096
 MAX_OFFSET: Final = 2**63 - 1
+MAX_GONE_TOPICS: Final = 10_000
 
 
-def commit(group: Group, request: m.CommitRequest, topic_ids: Mapping[str, str] | None) -> Decision:
+class KnownTopics:
+    """Soft: the ids of the topics that there are (None: nobody said yet), and names that were there and are gone."""
+
+    def __init__(self) -> None:
+        self.ids: Mapping[str, str] | None = None
+        self._gone: set[str] = set()
+
+    def know(self, topic_ids: Mapping[str, str]) -> None:
+        if len(self._gone) > MAX_GONE_TOPICS:
+            self._gone.clear()
+        self._gone = (self._gone | set(self.ids or ())) - set(topic_ids)
+        self.ids = topic_ids
+
+    def deleted(self, topic: str, group: Group) -> bool:
+        """Whether a member of the group holds a topic that is no more. One that is not listed yet but that the group's
+        plan has was created a moment ago."""
+        if self.ids is None or topic in self.ids:
+            return False
+        return topic in self._gone or group.plan is None or topic not in group.plan.counts
+
+
+def commit(group: Group, request: m.CommitRequest, topics: KnownTopics) -> Decision:
     """All positions of the request move, or none. See `Groups.commit`.
 
     A member's commit that a later one overtook on its way changes nothing where they meet: positions do not go back
-    because calls keep no order. What stands there already is not written again.
+    because calls keep no order. What stands there already is not written again, nor what belongs to a deleted topic: it
+    must not become a position in a later topic of that name.
     """
     if request.member_id:
         _check_member(group, request)
@@ -30,7 +53,7 @@ def commit(group: Group, request: m.CommitRequest, topic_ids: Mapping[str, str] 
         raise GroupNotEmpty(
             f"group {group.name!r} has {len(group.members)} running members: stop them before moving its offsets"
         )
-    wanted = [_checked(group.name, position, topic_ids) for position in request.offsets]
+    wanted = [_checked(group.name, position, topics.ids or {}) for position in request.offsets]
     presence = group.presence.get(request.member_id)
     records: list[Record] = []
     for record in wanted:
@@ -39,6 +62,8 @@ def commit(group: Group, request: m.CommitRequest, topic_ids: Mapping[str, str] 
             if request.sequence < presence.commits.get(partition, 0):
                 continue
             presence.commits[partition] = request.sequence
+            if topics.deleted(record.topic, group):
+                continue
         if group.offsets.get(partition) != record:
             records.append(record)
     return Decision(tuple(records), m.Done())
@@ -60,14 +85,14 @@ def _check_member(group: Group, request: m.CommitRequest) -> None:
             )
 
 
-def _checked(group: str, position: m.CommittedOffset, topic_ids: Mapping[str, str] | None) -> OffsetRecord:
+def _checked(group: str, position: m.CommittedOffset, topic_ids: Mapping[str, str]) -> OffsetRecord:
     topic = arguments.text("topic name", position.topic, at_least=1, at_most=MAX_NAME_CHARACTERS)
     partition = arguments.whole("partition", position.partition)
     offset = arguments.whole("offset", position.offset)
     if not 0 <= offset <= MAX_OFFSET or partition < 0:
         raise InvalidArgument(f"offset {offset} of {topic}-{partition}: neither may be negative, nor over 2**63 - 1")
     metadata = arguments.text("a commit's metadata", position.metadata, at_least=0, at_most=MAX_COMMIT_METADATA)
-    return OffsetRecord(group, topic, partition, offset, metadata, (topic_ids or {}).get(topic, ""))
+    return OffsetRecord(group, topic, partition, offset, metadata, topic_ids.get(topic, ""))
 
 
 def positions(group: Group) -> tuple[m.CommittedOffset, ...]:
