@@ -1,7 +1,6 @@
 """Where `send` puts records: per topic one open chunk, cut off by size, by `linger_ms`, or by a flush.
 
-`add` runs on the user's threads and costs a few list appends under one lock; everything else about a record happens a
-chunk at a time on the loop.
+`send` costs a few list appends under one lock; everything else about a record happens a chunk at a time on the loop.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from raystream import batch as b
 from raystream import messages as m
 from raystream.client.ledger import Ledger
 from raystream.client.rows import RowCheck
-from raystream.client.sent import Chunk, Piece, Sent
+from raystream.client.sent import Chunk, Piece
 from raystream.clock import Clock
 from raystream.config import ProducerConfig, TopicConfig
 from raystream.errors import RaystreamError, RecordTooLarge
@@ -95,7 +94,6 @@ class Accumulator:
     ) -> None:
         self._config = config
         self._clock = clock
-        self._now_ms = clock.now_ms
         self._ledger = ledger
         self._lock = ledger.lock
         self._is_loop = is_loop
@@ -103,48 +101,13 @@ class Accumulator:
         self._sealed = sealed
         self.no_chunk = Chunk(ledger, "", 0.0, is_loop)
 
-    def add(
-        self,
-        sink: Sink,
-        value: Any,
-        key: bytes | None,
-        headers: Any,
-        stamp: int | None,
-        partition: int | None,
-        nbytes: int,
-    ) -> Sent:
-        """Takes one checked record of `nbytes`. Waits for room; raises BufferFull, Closed."""
-        if stamp is None:
-            stamp = self._now_ms()
-        with self._lock:
-            chunk = sink.open
-            if chunk.left < nbytes:
-                chunk = self._with_room(sink, nbytes)
-            index = chunk.rows
-            try:
-                chunk.values.append(value)
-                chunk.stamps.append(stamp)  # type: ignore[union-attr]
-                if key is not None or chunk.keys is not None:
-                    if chunk.keys is None:
-                        chunk.keys = [None] * index
-                    chunk.keys.append(key)
-                if headers is not None or chunk.headers is not None:
-                    if chunk.headers is None:
-                        chunk.headers = [None] * index
-                    chunk.headers.append(headers)
-                if partition is not None or chunk.partitions is not None:
-                    if chunk.partitions is None:
-                        chunk.partitions = [None] * index
-                    chunk.partitions.append(partition)
-                chunk.left -= nbytes
-                chunk.rows = index + 1
-            except BaseException:  # an interrupt: the record was not taken, and the lists must stay of one length
-                chunk.cut_back(index)
-                raise
-        return Sent(chunk, index)
+    def with_room(self, sink: Sink, nbytes: int) -> Chunk:
+        """*lock held* The open chunk, with room for a record: the same one, or a new one. Waits for room.
 
-    def _with_room(self, sink: Sink, nbytes: int) -> Chunk:
-        """*lock held* The open chunk, with room for a record: the same one, or a new one."""
+        Raises RecordTooLarge, BufferFull, Closed, and why the topic is gone.
+        """
+        if nbytes > sink.max_record_bytes:
+            raise sink.too_large(nbytes)
         deadline: float | None = None
         while True:
             self._ledger.check_open()

@@ -32,10 +32,14 @@ def chunk_columns(chunk: Chunk, sink: Sink, now_ms: int) -> tuple[pa.RecordBatch
     if sink.rows is not None:
         rows = sink.rows.to_batch(chunk.values)
         return rows, event_times(rows, sink.time, now_ms)
-    stamps = np.array(chunk.stamps, np.int64)
+    stamps = chunk.milliseconds()
     count = chunk.rows
-    keys = pa.nulls(count, _BINARY) if chunk.keys is None else pa.array(chunk.keys, _BINARY)
-    headers = pa.nulls(count, HEADERS_TYPE) if chunk.headers is None else pa.array(chunk.headers, HEADERS_TYPE)
+    keys = pa.array(chunk.keys, _BINARY) if chunk.keyed else pa.nulls(count, _BINARY)
+    extras = chunk.extras
+    if extras is None:
+        headers = pa.nulls(count, HEADERS_TYPE)
+    else:
+        headers = pa.array([None if extra is None else extra[0] for extra in extras], HEADERS_TYPE)
     columns = [keys, pa.array(chunk.values, _BINARY), headers, pa.array(stamps)]
     return pa.record_batch(columns, schema=RAW_SCHEMA), stamps
 
@@ -50,26 +54,28 @@ def chunk_partitions(
     elif sink.typed:
         if sink.key is not None:
             targets = column_partitions(rows.column(sink.key), sink.partitions)
-    elif chunk.keys is not None:
+    elif chunk.keyed:
         targets = partitions_of(rows.column("key"), sink.partitions)
-    if chunk.partitions is not None:
-        if isinstance(targets, int):
-            targets = np.full(chunk.rows, targets, np.int32)
-        for index, partition in enumerate(chunk.partitions):
-            if partition is not None:
-                targets[index] = partition
+    if chunk.extras is not None:
+        explicit = _explicit(chunk)
+        targets = np.where(explicit == NO_KEY, np.int32(targets) if isinstance(targets, int) else targets, explicit)
     return _spread(targets, idlest)
+
+
+def _explicit(chunk: Chunk) -> Partitions:
+    """The partitions that the records name, NO_KEY where they name none."""
+    extras = chunk.extras or [None] * chunk.rows
+    named = (None if extra is None else extra[1] for extra in extras)
+    return np.array([NO_KEY if partition is None else partition for partition in named], np.int32)
 
 
 def _custom(chunk: Chunk, sink: Sink, partitioner: Partitioner) -> Partitions:
     """The user's own partitioner, record by record; explicit partitions are not asked about."""
     targets = np.full(chunk.rows, NO_KEY, np.int32)
-    keys = chunk.keys or [None] * chunk.rows
-    explicit = chunk.partitions or [None] * chunk.rows
     names = sink.schema.names
     key_at = names.index(sink.key) if sink.typed and sink.key is not None else None
-    for index, (key, value, given) in enumerate(zip(keys, chunk.values, explicit, strict=True)):
-        if given is not None:
+    for index, (key, value, given) in enumerate(zip(chunk.keys, chunk.values, _explicit(chunk), strict=True)):
+        if given != NO_KEY:
             continue
         if sink.typed:
             key = key_value_bytes(value[key_at]) if key_at is not None else None

@@ -24,11 +24,13 @@ from raystream.client.ledger import Ledger
 from raystream.client.loop import BackgroundLoop
 from raystream.client.partitioner import Partitioner
 from raystream.client.routing import CALL_TIMEOUT_MS, Routing
+from raystream.client.rows import Row
 from raystream.client.sender import Sender
-from raystream.client.sent import Chunk, Piece, Sent, SentMany
+from raystream.client.sent import Chunk, Extras, Piece, Sent, SentMany
 from raystream.client.sent_frame import Frame, SentFrame
 from raystream.client.serde import Serializer
 from raystream.client.stats import ProducerStats
+from raystream.clock import SystemClock
 from raystream.config import ProducerConfig
 from raystream.errors import (
     Closed,
@@ -88,7 +90,11 @@ class Producer:
             config, routing.clock, self._ledger, loop.is_current, self._chunk_opened, self._chunk_sealed
         )
         self._sender.accumulator = self._accumulator
-        self._add = self._accumulator.add
+        self._with_room = self._accumulator.with_room
+        self._lock = self._ledger.lock
+        self._as_is = key_serializer is None and value_serializer is None
+        clock = routing.clock
+        self._now_ns = time.time_ns if isinstance(clock, SystemClock) else lambda: clock.now_ms() * 1_000_000
         self._sinks = self._sender.sinks
         self._closed = False
         self._opening = threading.Lock()
@@ -122,23 +128,53 @@ class Producer:
         sink = self._sinks.get(topic)
         if sink is None or sink.gone is not None:
             sink = self._open_sink(topic)
+        plain = headers is None and timestamp_ms is None and partition is None
+        extras: Extras | None = None
+        if plain and type(value) is bytes and self._as_is and not sink.typed and (key is None or type(key) is bytes):
+            nbytes = RECORD_BYTES + len(value)
+            if key is not None:
+                nbytes += len(key)
+        else:
+            value, key, extras, nbytes = self._checked(sink, value, key, headers, timestamp_ms, partition)
+        stamp = self._now_ns() if timestamp_ms is None else timestamp_ms * 1_000_000
+        with self._lock:
+            chunk = sink.open
+            if chunk.left < nbytes:
+                chunk = self._with_room(sink, nbytes)
+            index = chunk.rows
+            try:
+                chunk.values.append(value)
+                chunk.keys.append(key)
+                chunk.nanoseconds.append(stamp)
+                if key is not None:
+                    chunk.keyed = True
+                if extras is not None or chunk.extras is not None:
+                    if chunk.extras is None:
+                        chunk.extras = [None] * index
+                    chunk.extras.append(extras)
+                chunk.left -= nbytes
+                chunk.rows = index + 1
+            except BaseException:  # an interrupt: the record was not taken, and the lists must stay of one length
+                chunk.cut_back(index)
+                raise
+        return Sent(chunk, index)
+
+    def _checked(
+        self, sink: Sink, value: Any, key: Any, headers: Any, timestamp_ms: Any, partition: Any
+    ) -> tuple[Any, bytes | None, Extras | None, int]:
+        """The record as its chunk takes it: value, key, headers and explicit partition, size. Raises InvalidRecord."""
+        partition = self._check_partition(partition, sink)
         if sink.rows is not None:
-            return self._send_row(sink, value, key, headers, timestamp_ms, partition)
-        if type(value) is not bytes or self._value_serializer is not None:
+            row = self._row(sink, value, key=key, headers=headers, timestamp_ms=timestamp_ms)
+            value, nbytes = row.values, row.nbytes
+        else:
             value = self._value_bytes(value)
-        nbytes = RECORD_BYTES if value is None else RECORD_BYTES + len(value)
-        if key is not None:
-            if type(key) is not bytes or self._key_serializer is not None:
-                key = self._key_bytes(key)
-            nbytes += len(key or b"")
-        if headers is not None or timestamp_ms is not None or partition is not None:
+            key = self._key_bytes(key)
             headers = serde.header_pairs(headers)
-            nbytes += sum(len(name) + len(content or b"") + HEADER_BYTES for name, content in headers or ())
             self._check_timestamp(timestamp_ms, sink)
-            partition = self._check_partition(partition, sink)
-        if nbytes > sink.max_record_bytes:
-            raise sink.too_large(nbytes)
-        return self._add(sink, value, key, headers, timestamp_ms, partition, nbytes)
+            nbytes = RECORD_BYTES + len(value or b"") + len(key or b"")
+            nbytes += sum(len(name.encode()) + len(content or b"") + HEADER_BYTES for name, content in headers or ())
+        return value, key, None if headers is None and partition is None else (headers, partition), nbytes
 
     def _value_bytes(self, value: Any) -> bytes | None:
         if self._value_serializer is not None:
@@ -146,32 +182,21 @@ class Producer:
         return serde.value_bytes(value)
 
     def _key_bytes(self, key: Any) -> bytes | None:
-        if self._key_serializer is not None:
+        if key is not None and self._key_serializer is not None:
             return serde.serialized(key, self._key_serializer, "key")
         return serde.key_bytes(key)
 
-    def _send_row(
-        self, sink: Sink, value: Any, key: Any, headers: Any, timestamp_ms: int | None, partition: int | None
-    ) -> Sent:
+    def _row(self, sink: Sink, value: Any, **others: Any) -> Row:
         assert sink.rows is not None
-        for name, given, place in (
-            ("key", key, f"its key is the column {sink.key!r}" if sink.key else "it has no key column"),
-            ("headers", headers, "its records have columns, no headers"),
-            (
-                "timestamp_ms",
-                timestamp_ms,
-                f"its time is the column {sink.time!r}" if sink.time else "it has no time column",
-            ),
-        ):
+        for name, given in others.items():
             if given is not None:
-                raise InvalidRecord(f"topic {sink.name!r} is typed, it takes no {name}=: {place}")
+                place = {"key": sink.key, "timestamp_ms": sink.time}.get(name)
+                where = f"it is the column {place!r}" if place else f"its columns are {', '.join(sink.schema.names)}"
+                raise InvalidRecord(f"topic {sink.name!r} is typed, it takes no {name}=: {where}")
         row = sink.rows.check(value)
         if row.timestamp_ms is not None:
             self._check_ahead(row.timestamp_ms, sink)
-        partition = self._check_partition(partition, sink)
-        if row.nbytes > sink.max_record_bytes:
-            raise sink.too_large(row.nbytes)
-        return self._add(sink, row.values, None, None, row.timestamp_ms, partition, row.nbytes)
+        return row
 
     def prepare(self, topic: str) -> None:
         """Looks a topic up now, so that the first `send` need not wait. Raises TopicNotFound."""

@@ -27,6 +27,8 @@ log = logging.getLogger("raystream")
 
 Watcher = Callable[[], None]
 Longs = npt.NDArray[np.int64]
+Extras = tuple[list[tuple[str, bytes | None]] | None, int | None]
+"""A record's headers and its explicit partition."""
 
 
 class Delivery(Protocol):
@@ -93,17 +95,18 @@ class Chunk:
         "_order",
         "_pieces",
         "_rank",
+        "_stamps",
         "_targets",
         "_watchers",
         "charge",
         "created_ms",
-        "headers",
+        "extras",
+        "keyed",
         "keys",
         "left",
+        "nanoseconds",
         "open_records",
-        "partitions",
         "rows",
-        "stamps",
         "topic",
         "values",
     )
@@ -119,10 +122,13 @@ class Chunk:
         self.charge = 0
         """Bytes of the producer's buffer that it holds."""
         self.values: list[Any] = []
-        self.keys: list[bytes | None] | None = None
-        self.headers: list[Any] | None = None
-        self.partitions: list[int | None] | None = None
-        self.stamps: list[int] | Longs = []
+        self.keys: list[bytes | None] = []
+        self.keyed = False
+        """Whether any key is not None."""
+        self.extras: list[Extras | None] | None = None
+        """Headers and explicit partitions, once a record has either."""
+        self.nanoseconds: list[int] = []
+        """The records' timestamps until the chunk is cut."""
         self.open_records = 0
         self._pieces: dict[int, list[Piece]] | None = None
         self._targets: npt.NDArray[Any] | None = None
@@ -130,12 +136,17 @@ class Chunk:
         self._rank: Longs | None = None
         self._watchers: list[tuple[int, Watcher]] = []
         self._collected: set[int] | None = None
+        self._stamps: Longs = np.empty(0, np.int64)
+
+    def milliseconds(self) -> Longs:
+        """The timestamps of a chunk that is not cut yet."""
+        return np.array(self.nanoseconds, np.int64) // 1_000_000
 
     def cut_back(self, rows: int) -> None:
         """*lock held* Forgets what was added beyond the first `rows` records."""
         self.rows = rows
-        for column in (self.values, self.stamps, self.keys, self.headers, self.partitions):
-            if isinstance(column, list):
+        for column in (self.values, self.nanoseconds, self.keys, self.extras):
+            if column is not None:
                 del column[rows:]
 
     def cut(
@@ -147,8 +158,8 @@ class Chunk:
     ) -> None:
         """*loop* The records are in these pieces now. `targets` says each record's partition, `order` is their stable
         sorting by it; both None where all go to one."""
-        self.values, self.keys, self.headers, self.partitions = [], None, None, None
-        self.stamps = stamps
+        self.values, self.keys, self.extras, self.nanoseconds = [], [], None, []
+        self._stamps = stamps
         self._targets, self._order = targets, order
         self._pieces = pieces
 
@@ -156,7 +167,7 @@ class Chunk:
         """*loop* No record of an uncut chunk will be sent."""
         whole = Piece(self, -1, 0, None)
         whole.count, whole.charge = self.rows, self.charge
-        self.cut({whole.partition: [whole]}, np.array(self.stamps, np.int64))
+        self.cut({whole.partition: [whole]}, self.milliseconds())
         self.settle(whole, None, None, error)
 
     def settle(
@@ -228,7 +239,7 @@ class Chunk:
             return piece.error
         assert piece.base_offset is not None
         offset = piece.base_offset + row if piece.base_offset >= 0 else -1
-        stamp = int(self.stamps[index]) if piece.append_time_ms is None else piece.append_time_ms
+        stamp = int(self._stamps[index]) if piece.append_time_ms is None else piece.append_time_ms
         return RecordMetadata(self.topic, piece.partition, offset, stamp)
 
     def _collect(self, index: int, piece: Piece) -> None:
