@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,14 +19,18 @@ from raystream.demo.show import Picture, Worker
 from raystream.demo.worker import GROUP, REPORTS, Delays
 from raystream.errors import GroupNotFound, RequestTimeout
 from raystream.jobs import ConsumerJob
+from raystream.types import WriteResult
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from raystream.client.producer import Producer
+    from raystream.client.sent_frame import SentFrame
     from raystream.cluster import Cluster
 
 WORKERS: Final = 2
 CHUNK_ROWS: Final = 8_192
+CHUNKS_IN_FLIGHT: Final = 8
 KILL_AT: Final = 0.5
 HOLD_AT: Final = 0.6
 """The publisher waits there until the kill has happened, so that it strikes while records are flowing."""
@@ -92,23 +97,26 @@ class Demo:
                 hold_at = int(total * HOLD_AT)
                 for first, end in ((0, hold_at), (hold_at, total)):
                     began = time.monotonic()
-                    sent = [
-                        (rows, producer.send_frame(flights.TOPIC, rows))
-                        for rows in (
-                            self._source.iloc[at : min(at + CHUNK_ROWS, end)] for at in range(first, end, CHUNK_ROWS)
-                        )
-                    ]
-                    for rows, delivery in sent:
-                        self._acknowledged(len(rows), delivery.result().offsets)
+                    self._send(producer, first, end)
                     self._outcome.publish_seconds += time.monotonic() - began
                     self._killed.wait()
         except BaseException as error:  # noqa: BLE001 - handed to the thread that waits for it
             self._failure = error
 
-    def _acknowledged(self, rows: int, offsets: Any) -> None:
-        self._outcome.published += rows
+    def _send(self, producer: Producer, first: int, end: int) -> None:
+        """Returns when all of these flights are acknowledged; a few chunks are on their way at a time."""
+        waiting: deque[SentFrame] = deque()
+        for at in range(first, end, CHUNK_ROWS):
+            waiting.append(producer.send_frame(flights.TOPIC, self._source.iloc[at : min(at + CHUNK_ROWS, end)]))
+            if len(waiting) > CHUNKS_IN_FLIGHT:
+                self._acknowledged(waiting.popleft().result())
+        for sent in waiting:
+            self._acknowledged(sent.result())
+
+    def _acknowledged(self, result: WriteResult) -> None:
+        self._outcome.published += result.rows
         self._picture.published = self._outcome.published
-        for partition, (first, end) in offsets.items():
+        for partition, (first, end) in result.offsets.items():
             known = self._outcome.offsets.get(partition, (first, end))
             self._outcome.offsets[partition] = (min(known[0], first), max(known[1], end))
 
