@@ -78,7 +78,7 @@ def _add_options(parser: argparse.ArgumentParser, *, default: str | None, as_jso
         help="where records are kept; default: $RAYSTREAM_DATA or .raystream",
     )
     parser.add_argument(
-        "--address", default=default, metavar="HOST:PORT", help="the Ray cluster; auto: the one $RAY_ADDRESS names"
+        "--address", default=default, metavar="HOST:PORT", help="the Ray cluster; auto: the one at hand"
     )
     parser.add_argument("--json", action="store_true", default=as_json, help="print JSON for programs")
 

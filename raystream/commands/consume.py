@@ -59,16 +59,12 @@ def run(shell: Shell) -> int:
         topic = cluster.describe_topic(args.topic)
         with sinks.opened(shell, kind, topic.name) as sink, shell.progress("records") as progress:
             task = progress.add_task(topic.name, total=args.max)
-            try:
-                for rows in _rows(shell, cluster, topic):
-                    sink.write(rows)
-                    if args.follow:
-                        sink.flush()
-                    written += rows.num_rows
-                    progress.update(task, completed=written)
-            except KeyboardInterrupt:
-                if not args.follow:
-                    raise
+            for rows in _rows(shell, cluster, topic):
+                sink.write(rows)
+                if args.follow:
+                    sink.flush()
+                written += rows.num_rows
+                progress.update(task, completed=written)
     if args.output not in (None, "-"):
         shell.note(f"{count_of(written, 'record')} into {args.output}")
     return 0

@@ -126,9 +126,10 @@ def _file(root: Path) -> Path:
 
 
 def _began(pid: int) -> str:
-    """When the process started, as `ps` says it; empty where there is none."""
-    found = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
-    return found.stdout.strip()
+    """When the process started, as `ps` says it; empty where there is none, or only its zombie."""
+    command = ["ps", "-o", "stat=", "-o", "lstart=", "-p", str(pid)]
+    state, _, began = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip().partition(" ")
+    return "" if state.startswith("Z") else began.strip()
 
 
 def _free_port() -> int:
