@@ -7,13 +7,12 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from raystream.client.loop import BackgroundLoop
-from raystream.client.producer import Producer
-from raystream.cluster import Cluster, connect
 from raystream.errors import BufferFull, RaystreamError, TopicNotFound
+
+if TYPE_CHECKING:
+    from raystream.cluster import Cluster
 
 FLUSH_WAIT_S: Final = 5.0
 CLOSE_WAIT_S: Final = 5.0
@@ -41,7 +40,7 @@ class LogHandler(logging.Handler):
         self.topic = topic
         self.dropped = 0
         self._own_cluster = cluster is None
-        self._cluster = connect() if cluster is None else cluster
+        self._cluster = _connected() if cluster is None else cluster
         try:
             self._cluster.describe_topic(topic)
         except TopicNotFound:
@@ -49,17 +48,17 @@ class LogHandler(logging.Handler):
         self._producer = self._cluster.producer(
             **{"max_block_ms": 0, "max_buffered_bytes": 16 << 20, "client_id": "log-handler", **settings}
         )
-        self._prepare(self._producer, self._cluster._loop)
-
-    def _prepare(self, producer: Producer, loop: BackgroundLoop) -> None:
-        producer.prepare(self.topic)
-        self._is_sending_thread: Callable[[], bool] = loop.is_current
+        self._producer.prepare(topic)
         self._inside = threading.local()
         self._host = socket.gethostname()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Hands one log record over. Never waits, never raises."""
-        if record.name.partition(".")[0] in _OWN or self._is_sending_thread() or getattr(self._inside, "here", False):
+        if (
+            record.name.partition(".")[0] in _OWN
+            or self._producer.is_own_thread()
+            or getattr(self._inside, "here", False)
+        ):
             return
         self._inside.here = True
         try:
@@ -103,7 +102,7 @@ class LogHandler(logging.Handler):
 
     def flush(self) -> None:
         """Waits until what was logged is acknowledged, for at most FLUSH_WAIT_S seconds."""
-        if not self._producer.closed and not self._is_sending_thread():
+        if not self._producer.closed and not self._producer.is_own_thread():
             with contextlib.suppress(RaystreamError):
                 self._producer.flush(FLUSH_WAIT_S)
 
@@ -115,6 +114,12 @@ class LogHandler(logging.Handler):
         if self._own_cluster:
             with contextlib.suppress(RaystreamError):
                 self._cluster.close()
+
+
+def _connected() -> Cluster:
+    from raystream.cluster import connect  # loads Ray
+
+    return connect()
 
 
 def _plain(value: Any) -> Any:

@@ -7,7 +7,7 @@ a column (`frame.reset_index()`) to keep it.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -41,7 +41,8 @@ def open_source(frame: Any, target: pa.Schema | None) -> Source:
     if isinstance(frame, pa.RecordBatch):
         frame = pa.Table.from_batches([frame])
     if isinstance(frame, pa.Table):
-        return Source(frame.schema, lambda rows: iter(frame.to_batches(rows)), _per_row(frame.nbytes, len(frame)))
+        row_bytes = _per_row(frame.nbytes, len(frame))
+        return Source(frame.schema, lambda rows: _resliced(frame.to_batches(rows), rows), row_bytes)
     if isinstance(frame, pa.RecordBatchReader):
         return Source(frame.schema, lambda rows: _resliced(frame, rows))
     if _is_pandas(frame):
@@ -69,10 +70,22 @@ def _per_row(nbytes: int, rows: int) -> float | None:
     return nbytes / rows if rows else None
 
 
-def _resliced(reader: Any, rows: int) -> Iterator[pa.RecordBatch]:
-    for batch in reader:
-        for first in range(0, batch.num_rows, rows):
-            yield batch.slice(first, rows)
+def _resliced(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
+    """The batches as slices of about `rows` rows: large ones are cut, small ones put together."""
+    small: list[pa.RecordBatch] = []
+    held = 0
+    for batch in batches:
+        if small and held + batch.num_rows > rows:
+            yield pa.concat_batches(small)
+            small, held = [], 0
+        if batch.num_rows >= rows:
+            for first in range(0, batch.num_rows, rows):
+                yield batch.slice(first, rows)
+        elif batch.num_rows:
+            small.append(batch)
+            held += batch.num_rows
+    if small:
+        yield pa.concat_batches(small)
 
 
 def _is_pandas(frame: Any) -> bool:
@@ -89,11 +102,11 @@ def _pandas(frame: Any, target: pa.Schema | None) -> Source:
     if target is not None and set(names) != set(target.names):
         target = None  # the check of the columns says what is wrong
     guide = None if target is None else pa.schema([_guided(frame[name], target.field(name)) for name in names])
-    schema = guide if guide is not None else _converted(frame, None).schema
+    schema = guide if guide is not None else _converted(frame, None).schema.remove_metadata()
 
     def slices(rows: int) -> Iterator[pa.RecordBatch]:
         for first in range(0, len(frame), rows):
-            yield _converted(frame.iloc[first : first + rows], schema, first)
+            yield from _resliced(_converted(frame.iloc[first : first + rows], schema, first).to_batches(), rows)
 
     weight = float(frame.memory_usage(index=False).sum()) if len(frame) else 0.0
     return Source(schema, slices, _per_row(int(weight), len(frame)), mutable=True)
@@ -106,9 +119,9 @@ def _guided(column: Any, field: pa.Field) -> pa.Field:
     return pa.field(field.name, pa.Schema.from_pandas(column.iloc[:0].to_frame(), preserve_index=False).field(0).type)
 
 
-def _converted(frame: Any, schema: pa.Schema | None, first: int = 0) -> pa.RecordBatch:
+def _converted(frame: Any, schema: pa.Schema | None, first: int = 0) -> pa.Table:
     try:
-        return pa.RecordBatch.from_pandas(frame, schema=schema, preserve_index=False, nthreads=1)
+        return pa.Table.from_pandas(frame, schema=schema, preserve_index=False, nthreads=1)
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise InvalidRecord(_conversion_failure(frame, schema, first, error)) from None
 

@@ -202,6 +202,10 @@ class Producer:
         """Looks a topic up now, so that the first `send` need not wait. Raises TopicNotFound."""
         self._sink(topic)
 
+    def is_own_thread(self) -> bool:
+        """Whether the caller is on the client's own thread, where callbacks run and nothing may wait."""
+        return self._loop.is_current()
+
     def send_many(self, topic: str, records: Iterable[Any]) -> SentMany:
         """Sends each item as `send` does. An item is a value, a pair `(key, value)`, or a `Record` as a consumer gives
         it, whose key, value, headers and timestamp are kept (on a typed topic its row).

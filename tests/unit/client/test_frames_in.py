@@ -350,3 +350,15 @@ def test_a_partitioner_is_asked_row_by_row(cluster: FakeCluster, topic: FakeTopi
     producer.send_frame("t", flights(100)).result(WAIT_S)
     for part in topic.partitions:
         assert part.column("n") == list(range(part.number, 100, 4))
+
+
+def test_columns_in_many_chunks(cluster: FakeCluster, topic: FakeTopic) -> None:
+    """As pandas and polars leave them after a concat."""
+    parts = [flights(n) for n in (1, 70_000, 3, 0, 500)]
+    frame = pd.concat(parts, ignore_index=True)
+    frame["carrier"] = frame["carrier"].astype("str")
+    producer = cluster.producer()
+    assert producer.send_frame("t", frame).result(WAIT_S).rows == 70_504
+    tables = [pa.Table.from_pandas(part, schema=SCHEMA, preserve_index=False) for part in parts]
+    assert producer.send_frame("t", pa.concat_tables(tables)).result(WAIT_S).rows == 70_504
+    assert sum(part.end_offset for part in topic.partitions) == 2 * 70_504
