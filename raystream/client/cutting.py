@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from raystream.client.accumulator import Sink
@@ -20,14 +19,14 @@ from raystream.client.partitioner import (
     partitions_of,
 )
 from raystream.client.rows import event_times
-from raystream.client.sent import Chunk, Delivery, Piece
+from raystream.client.sent import Chunk, Delivery, Longs, Piece
 from raystream.errors import InvalidRecord, PartitionNotFound
 from raystream.schema import HEADERS_TYPE, RAW_SCHEMA
 
 _BINARY: Final = pa.binary()
 
 
-def chunk_columns(chunk: Chunk, sink: Sink, now_ms: int) -> tuple[pa.RecordBatch, npt.NDArray[np.int64]]:
+def chunk_columns(chunk: Chunk, sink: Sink, now_ms: int) -> tuple[pa.RecordBatch, Longs]:
     """The chunk's records under the stored schema, and their timestamps."""
     if sink.rows is not None:
         rows = sink.rows.to_batch(chunk.values)
@@ -107,7 +106,7 @@ def _spread(targets: Partitions | int, idlest: Callable[[], int]) -> Partitions 
     return first if (targets == first).all() else targets
 
 
-def grouped(targets: Partitions) -> tuple[npt.NDArray[np.int64], list[tuple[int, int, int]]]:
+def grouped(targets: Partitions) -> tuple[Longs, list[tuple[int, int, int]]]:
     """The stable order by partition, and per partition where its rows begin and end in that order."""
     # few bits make numpy's stable sort a radix sort
     small = targets.astype(np.uint8 if int(targets.max()) < 256 else np.uint16)
@@ -116,6 +115,16 @@ def grouped(targets: Partitions) -> tuple[npt.NDArray[np.int64], list[tuple[int,
     begins = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
     ends = np.r_[begins[1:], len(ordered)]
     return order, [(int(ordered[first]), int(first), int(end)) for first, end in zip(begins, ends, strict=True)]
+
+
+def _taken(
+    rows: pa.RecordBatch, stamps: Longs, order: Longs, groups: list[tuple[int, int, int]]
+) -> Iterator[tuple[int, pa.RecordBatch, Longs]]:
+    """The rows of each partition. Each has memory of its own: slices of one `take` would all keep the whole alive while
+    one partition is stuck."""
+    for partition, first, end in groups:
+        places = order[first:end]
+        yield partition, rows.take(pa.array(places)), stamps[places]
 
 
 def cut_chunk(
@@ -135,9 +144,7 @@ def cut_chunk(
         pieces += _pieces(chunk, targets, rows, stamps, sink.chunk_bytes, sink)
     else:
         order, groups = grouped(targets)
-        rows, sorted_stamps = rows.take(pa.array(order)), stamps[order]
-        for partition, first, end in groups:
-            part, part_stamps = rows.slice(first, end - first), sorted_stamps[first:end]
+        for partition, part, part_stamps in _taken(rows, stamps, order, groups):
             pieces += _pieces(chunk, partition, part, part_stamps, sink.chunk_bytes, sink)
     left = chunk.charge
     for piece in pieces:
@@ -181,7 +188,7 @@ def cut_slice(
     frame: Delivery,
     sink: Sink,
     rows: pa.RecordBatch,
-    stamps: npt.NDArray[np.int64],
+    stamps: Longs,
     targets: Partitions | int,
     copy: bool,
 ) -> list[Piece]:
@@ -193,11 +200,8 @@ def cut_slice(
             rows = rows.take(pa.array(np.arange(rows.num_rows)))
         pieces += _pieces(frame, targets, rows, stamps, sink.frame_bytes, sink)
     else:
-        order, groups = grouped(targets)
-        rows, stamps = rows.take(pa.array(order)), stamps[order]
-        for partition, first, end in groups:
-            part = rows.slice(first, end - first)
-            pieces += _pieces(frame, partition, part, stamps[first:end], sink.frame_bytes, sink)
+        for partition, part, part_stamps in _taken(rows, stamps, *grouped(targets)):
+            pieces += _pieces(frame, partition, part, part_stamps, sink.frame_bytes, sink)
     return pieces
 
 

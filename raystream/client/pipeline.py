@@ -61,7 +61,7 @@ class Batch:
         self.taken_back = False
 
     def encode(self, topic_id: str, partition: int, schema_id: int, attributes: int, compression: str | None) -> None:
-        """Makes the message. The only work on the rows; may run on any thread."""
+        """Makes the message and lets the rows go. The only work on the rows; may run on any thread."""
         batches = [piece.rows for piece in self.pieces]
         rows = batches[0] if len(batches) == 1 else pa.concat_batches(batches)
         fields = b.ProducerFields(
@@ -77,6 +77,17 @@ class Batch:
             attributes=attributes,
         )
         self.message = b.encode(rows, fields, compression=compression)
+        for piece in self.pieces:
+            piece.rows = None  # the message holds them; two copies would double what the buffer's bound allows
+
+    def decode(self, schema: pa.Schema) -> None:
+        """Gives the pieces their rows back from the message, for another batch."""
+        assert self.message is not None
+        rows = b.decode(self.message, schema)
+        first = 0
+        for piece in self.pieces:
+            piece.rows = rows.slice(first, piece.count)
+            first += piece.count
 
 
 class Pipeline:
@@ -186,7 +197,9 @@ class Pipeline:
         """The batch left the flight. Ends the draining when it was the last."""
         self.in_flight.remove(batch)
         if batch.taken_back:
+            batch.decode(self.sink.schema)
             self.taken_back.append(batch)
+        batch.message = None
         if self.draining and not self.in_flight:
             self._restart()
 

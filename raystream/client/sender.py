@@ -11,6 +11,8 @@ from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
+import pyarrow as pa
+
 from raystream import batch as b
 from raystream import messages as m
 from raystream.client.accumulator import Accumulator, Sink
@@ -28,6 +30,7 @@ from raystream.errors import (
     DeliveryTimeout,
     DiskFull,
     FencedProducer,
+    InvalidRecord,
     OutOfOrderSequence,
     RaystreamError,
     RequestTimeout,
@@ -142,6 +145,8 @@ class Sender:
                 self._clock.now_ms(),
                 self._config.delivery_timeout_ms,
             )
+        except pa.ArrowException as error:
+            chunk.fail(InvalidRecord(f"the records for topic {sink.name!r} do not fit its columns: {error}"))
         except Exception as error:  # noqa: BLE001 - the user's partitioner may raise anything
             chunk.fail(error)
         else:
@@ -305,7 +310,6 @@ class Sender:
     def _settle(
         self, pipeline: Pipeline, batch: Batch, reply: m.AppendReply | None, error: BaseException | None
     ) -> None:
-        batch.message = None
         if error is not None:
             pipeline.draining = True
             pipeline.gap_unknown |= batch.unknown
@@ -390,8 +394,8 @@ class Sender:
             if not batch.unknown:
                 raise _TakenBack from None
             raise
-        except SchemaChanged as error:
-            raise RuntimeError(str(error)) from error
+        except SchemaChanged as error:  # a topic has one schema in this release: encoding again would change nothing
+            raise InvalidRecord(f"{error}: make another producer, which learns the new schema") from error
         self._stats.latency_ms += self._clock.monotonic_ms() - now
         return reply
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -85,3 +86,37 @@ def test_on_the_loops_own_thread_send_never_waits(cluster: FakeCluster) -> None:
     assert answers == [Unavailable, BufferFull, InvalidArgument, InvalidArgument]
     cluster.on_loop(gate.set)
     producer.flush(WAIT_S)
+
+
+def test_pieces_of_a_stuck_partition_keep_only_themselves_alive(cluster: FakeCluster) -> None:
+    topic = cluster.create("t", 8)
+    gate = cluster.hold(topic.partitions[3])
+    producer = cluster.producer(linger_ms=60_000)
+    for number in range(8_000):
+        producer.send("t", b"x" * 100, key=str(number))
+    producer._accumulator.seal(producer._sinks["t"])
+    while not topic.partitions[3].requests:
+        time.sleep(0.001)
+    pipeline = cluster.on_loop(producer._sender._pipelines_of, producer._sinks["t"])[3]
+    stuck = sum(batch.nbytes for batch in pipeline.in_flight)
+    held = sum(len(batch.message) for batch in pipeline.in_flight if batch.message is not None)
+    assert 0 < held < 1.2 * stuck + 2_000
+    assert all(piece.rows is None for batch in pipeline.in_flight for piece in batch.pieces)
+    cluster.on_loop(gate.set)
+    producer.flush(WAIT_S)
+    assert producer.stats.buffered_bytes == 0
+
+
+def test_waiting_pieces_have_memory_of_their_own(cluster: FakeCluster) -> None:
+    topic = cluster.create("t", 8)
+    gate = cluster.hold(topic.partitions[3])
+    producer = cluster.producer(linger_ms=60_000)
+    for _ in range(2):
+        for number in range(4_000):
+            producer.send("t", b"x" * 100, partition=number % 8)
+        producer._accumulator.seal(producer._sinks["t"])
+    (waiting,) = cluster.on_loop(lambda: list(producer._sender._pipelines_of(producer._sinks["t"])[3].pending))
+    assert waiting.rows.get_total_buffer_size() < 1.2 * waiting.nbytes
+    cluster.on_loop(gate.set)
+    producer.flush(WAIT_S)
+    assert topic.partitions[3].end_offset == 1_000
