@@ -111,6 +111,8 @@ def test_waiting_pieces_have_memory_of_their_own(cluster: FakeCluster) -> None:
     topic = cluster.create("t", 8)
     gate = cluster.hold(topic.partitions[3])
     producer = cluster.producer(linger_ms=60_000)
+    producer.send("t", b"x", partition=0)  # gets the producer id
+    producer.flush(WAIT_S)
     for _ in range(2):
         for number in range(4_000):
             producer.send("t", b"x" * 100, partition=number % 8)
