@@ -47,14 +47,12 @@ class Controller:
         if known is None:
             return []
         if incarnation != known.incarnation:
-            raise Fenced(
-                f"broker {broker_id} lives for the {known.incarnation}. time; incarnation {incarnation} is over"
-            )
+            raise Fenced(f"broker {broker_id} is at incarnation {known.incarnation}, and speaks with {incarnation}")
         holding = sum(
             broker_id in record.replicas for held in self._image.partitions.values() for record in held.values()
         )
         if holding:
-            raise InvalidArgument(f"broker {broker_id} still holds {holding} replicas: move them first")
+            raise InvalidArgument(f"broker {broker_id} holds replicas of {holding:,} partitions: move them first")
         return [removed(known)]
 
     def create_topic(

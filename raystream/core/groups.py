@@ -32,6 +32,7 @@ class Groups:
         self._topics = offsets.KnownTopics()
         self._deadlines: Deadlines[tuple[str, str]] = Deadlines(self._due_ms)
         self._epoch_floor = 0
+        self._deciding: Group | None = None
 
     # Membership -----------------------------------------------------------------------------------------------------
 
@@ -136,9 +137,9 @@ class Groups:
             case OffsetRecord():
                 self._group(record.group).offsets[record.topic, record.partition] = record
             case Removed(MemberRecord.KIND, (name, member_id)):
-                self._find(name).drop_member(member_id)
+                self._group(name).drop_member(member_id)
             case Removed(OffsetRecord.KIND, (name, topic, partition)):
-                self._find(name).offsets.pop((topic, partition), None)
+                self._group(name).offsets.pop((topic, partition), None)
             case Removed(GroupRecord.KIND, (name,)):
                 gone = self._groups.pop(name, None)
                 if gone is not None:  # a later group of that name goes on from there: its epochs are never old ones
@@ -152,12 +153,24 @@ class Groups:
             yield from group.offsets.values()
 
     def _group(self, name: str) -> Group:
-        return self._groups.setdefault(name, Group(name, self._epoch_floor))
+        """The group, made where replay needs it; what was decided about a new one just now had its plan made."""
+        group = self._groups.get(name)
+        if group is None:
+            made = self._deciding
+            group = self._groups[name] = made if made is not None and made.name == name else self._new(name)
+            self._deciding = None
+        return group
 
     def _find(self, name: str) -> Group:
-        """The group, or an empty one that is not kept: only replay makes groups."""
+        """The group, or an empty one that replay may take up."""
         check_group_name(name)
-        return self._groups.get(name) or Group(name, self._epoch_floor)
+        group = self._groups.get(name)
+        if group is None:
+            group = self._deciding = self._new(name)
+        return group
+
+    def _new(self, name: str) -> Group:
+        return Group(name, self._epoch_floor)
 
     def _existing(self, name: str) -> Group:
         group = self._groups.get(name)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from raystream.core import topic_names
 from raystream.core.controller import Controller
@@ -10,11 +15,15 @@ from raystream.core.metadata import MetadataImage
 from raystream.core.placement import place
 from raystream.core.records import Record, Removed, from_pair, to_pair
 from raystream.errors import (
+    Fenced,
     InvalidArgument,
     InvalidConfig,
     InvalidTopicName,
+    PartitionNotFound,
+    RaystreamError,
     TopicExists,
     TopicNotFound,
+    Unavailable,
 )
 from raystream.messages import AlterTopicRequest, CreateTopicRequest, DeleteTopicRequest
 
@@ -52,18 +61,23 @@ def test_good_names_pass_and_names_that_metrics_confuse_do_not() -> None:
         topic_names.check("a.b", ["a_b"])
 
 
-@pytest.mark.parametrize("partitions", [0, -1, 10**6])
-def test_impossible_partition_counts_are_refused(partitions: int) -> None:
-    with pytest.raises(InvalidArgument, match=f"partitions={partitions}"):
+@pytest.mark.parametrize("partitions", [0, -1, 10**6, True, 2.0, "2", None])
+def test_impossible_partition_counts_are_refused(partitions: object) -> None:
+    with pytest.raises(InvalidArgument, match=f"partitions={partitions!r}"):
         House().create("t", partitions=partitions)
 
 
 def test_a_replication_factor_over_the_brokers_is_refused() -> None:
     with pytest.raises(InvalidArgument, match="1 broker"):
         House().create("t", replication_factor=2)
+    for factor in (0, -1, "1", True):
+        with pytest.raises(InvalidArgument, match="replication_factor"):
+            House().create("t", replication_factor=factor)
     house = House((0, 1))
     house.create("t")
     assert house.image.topic("t").replication_factor == 2
+    house.create("u", "b" * 32, replication_factor=np.int64(1), partitions=np.int32(3))
+    assert len(house.image.partitions_of("b" * 32)) == 3
 
 
 def test_settings_are_checked_and_the_nearest_name_is_given() -> None:
@@ -134,3 +148,123 @@ def test_placement_spreads_replicas_and_leaders() -> None:
     assert {held.count(broker) for broker in range(3)} == {4}
     assert all(len(set(replicas)) == 2 for replicas in placed)
     assert place(1, 1, {0: 5, 1: 2}) == [(1,)]
+
+
+def test_leaders_spread_where_every_broker_holds_everything() -> None:
+    leaders = [replicas[0] for replicas in place(9, 3, {0: 0, 1: 0, 2: 0})]
+    assert {leaders.count(broker) for broker in range(3)} == {3}
+    assert place(1, 2, {0: 1, 1: 1, 2: 1}, {0: 1, 1: 0, 2: 0})[0] == (1, 2)
+
+
+def test_new_topics_go_where_fewest_are_held_and_led() -> None:
+    house = House((0, 1, 2))
+    for number in range(6):
+        house.create(f"t{number}", f"{number:032}", partitions=3, replication_factor=2)
+    records = [record for held in house.image.partitions.values() for record in held.values()]
+    for broker in range(3):
+        assert sum(broker in record.replicas for record in records) == 12
+        assert sum(record.leader == broker for record in records) == 6
+
+
+def test_a_typed_topic_is_taken_as_it_is_only_with_the_same_columns() -> None:
+    house = House()
+    house.create("t", schema=b"s", key="k", time="at")
+    house.create("t", schema=b"s", key="k", time="at", exist_ok=True)
+    same: dict[str, Any] = {"schema": b"s", "key": "k", "time": "at", "exist_ok": True}
+    for name, value in (("schema", b"r"), ("key", "j"), ("time", None), ("schema", None)):
+        with pytest.raises(TopicExists):
+            house.create("t", **{**same, name: value})
+
+
+def test_brokers_register_with_a_new_incarnation_and_go_when_they_hold_nothing() -> None:
+    house = House()
+    house.controller = controller = Controller(house.image)
+    with pytest.raises(Unavailable, match="no broker"):
+        house.create("t")
+    for broker in (0, 1, 1):
+        house.commit(controller.register_broker(broker))
+    assert {b.broker_id: b.incarnation for b in house.image.brokers.values()} == {0: 1, 1: 2}
+    house.create("t", replication_factor=1)
+    with pytest.raises(Fenced, match="incarnation 2"):
+        controller.unregister_broker(1, 1)
+    with pytest.raises(InvalidArgument, match="of 1 partitions"):
+        controller.unregister_broker(0, 1)
+    house.commit(controller.unregister_broker(1, 2))
+    assert list(house.image.brokers) == [0]
+    assert controller.unregister_broker(1, 2) == []
+
+
+def test_partitions_are_added_only_where_their_replicas_have_a_place() -> None:
+    brokers = {0, 1}
+    house = House()
+    house.controller = Controller(house.image, brokers)
+    house.create("t", replication_factor=2)
+    brokers.remove(1)
+    with pytest.raises(Unavailable, match="2 replicas"):
+        house.controller.alter_topic(AlterTopicRequest(name="t", partitions=2))
+    assert house.controller.alter_topic(AlterTopicRequest(name="t", partitions=1)) == []
+
+
+def test_a_cluster_holds_so_many_partitions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raystream.core.controller.MAX_PARTITIONS_PER_CLUSTER", 5)
+    house = House()
+    house.create("t", partitions=5)
+    with pytest.raises(InvalidArgument, match="6 partitions"):
+        house.controller.alter_topic(AlterTopicRequest(name="t", partitions=6))
+
+
+def test_a_deleted_topic_leaves_nothing_in_a_compacted_log() -> None:
+    house = House()
+    house.create("t", partitions=3)
+    house.commit(house.controller.delete_topic(DeleteTopicRequest(name="t")))
+    compacted = {to_pair(record)[0]: record for record in house.log}
+    assert all(isinstance(record, Removed) for record in compacted.values())
+    with pytest.raises(PartitionNotFound):
+        house.controller.new_incarnations([("a" * 32, 0)])
+    house.create("t", "b" * 32)
+    for record in reversed(compacted.values()):
+        house.image.replay(record)
+    assert house.image.topic("t").topic_id == "b" * 32, "late tombstones do not hit the topic's successor"
+
+
+NAMES = st.sampled_from(["t", "u", "v"])
+STEPS = st.one_of(
+    st.tuples(st.just("create"), NAMES, st.integers(1, 4)),
+    st.tuples(st.just("grow"), NAMES, st.integers(1, 6)),
+    st.tuples(st.just("delete"), NAMES, st.just(0)),
+    st.tuples(st.just("register"), st.just(""), st.integers(0, 3)),
+    st.tuples(st.just("restart"), NAMES, st.just(0)),
+)
+
+
+@given(st.lists(STEPS, max_size=25))
+def test_any_history_replayed_gives_the_same_image(steps: list[tuple[str, str, int]]) -> None:
+    house = House()
+    house.controller = controller = Controller(house.image)
+    house.commit(controller.format("c"))
+    for number, (what, name, count) in enumerate(steps):
+        before = MetadataImage()
+        for record in house.log:
+            before.replay(record)
+        try:
+            if what == "create":
+                house.create(name, f"{number:032}", partitions=count)
+            elif what == "grow":
+                house.commit(controller.alter_topic(AlterTopicRequest(name=name, partitions=count)))
+            elif what == "delete":
+                house.commit(controller.delete_topic(DeleteTopicRequest(name=name)))
+            elif what == "register":
+                house.commit(controller.register_broker(count))
+            else:
+                records = house.image.partitions_of(house.image.topic(name).topic_id)
+                house.commit(controller.new_incarnations([(r.topic_id, r.partition) for r in records]))
+        except RaystreamError:
+            assert vars(before) == vars(house.image), "a refusal changes nothing"
+    again, short = MetadataImage(), MetadataImage()
+    for record in house.log:
+        again.replay(from_pair(*to_pair(record)))
+    for record in house.image.snapshot():
+        short.replay(from_pair(*to_pair(record)))
+    assert vars(again) == vars(house.image)
+    assert {**vars(short), "version": 0} == {**vars(house.image), "version": 0}
+    assert house.image.version == len(house.log)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from raystream.core.reorder import MAX_EARLY_BATCHES, ReorderBuffer
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raystream.core.reorder import MAX_EARLY_BATCHES, MAX_EARLY_PRODUCERS, ReorderBuffer
 
 
 def test_an_early_batch_is_released_when_the_gap_closes() -> None:
@@ -41,3 +44,47 @@ def test_what_waited_long_enough_is_given_up() -> None:
     assert buffer.next_deadline_ms() == 150
     assert buffer.clear() == ["later"]
     assert buffer.next_deadline_ms() is None
+
+
+def test_waiting_bytes_are_bounded() -> None:
+    buffer: ReorderBuffer[str] = ReorderBuffer(max_wait_ms=100, max_bytes=10)
+    assert buffer.offer(1, 10, "six", 0, 6) == []
+    assert buffer.offer(2, 10, "five", 0, 5) is None
+    assert buffer.offer(1, 10, "ten, in its place", 0, 10) == ["six"]
+    assert buffer.size_bytes == 10
+    assert buffer.offer(1, 10, "eleven", 0, 11) is None
+    assert buffer.release_after(1, 10) == "ten, in its place", "what was refused displaced nothing"
+    assert buffer.size_bytes == 0
+    assert buffer.offer(2, 10, "five", 0, 5) == []
+
+
+def test_producers_are_bounded() -> None:
+    buffer: ReorderBuffer[int] = ReorderBuffer(max_wait_ms=100)
+    for producer in range(MAX_EARLY_PRODUCERS):
+        assert buffer.offer(producer, 1, producer, 0) == []
+    assert buffer.offer(MAX_EARLY_PRODUCERS, 1, 0, 0) is None
+    assert buffer.offer(0, 2, 0, 0) == []
+    buffer.expired(100)
+    assert len(buffer) == 0
+    assert buffer.offer(MAX_EARLY_PRODUCERS, 1, 0, 100) == []
+
+
+@given(st.permutations(range(12)), st.integers(1, 5))
+def test_up_to_five_in_flight_come_out_in_order(order: list[int], depth: int) -> None:
+    """A producer keeps `depth` batches in flight; the network delivers any of them next."""
+    buffer: ReorderBuffer[int] = ReorderBuffer(max_wait_ms=100)
+    log: list[int] = []
+    in_flight, following = list(range(depth)), depth
+    for draw in order:
+        batch = in_flight.pop(draw % len(in_flight))
+        if batch == len(log):
+            placed: int | None = batch
+            while placed is not None:
+                log.append(placed)
+                in_flight += [following] if following < len(order) else []
+                following += 1
+                placed = buffer.release_after(7, placed + 1)
+        else:
+            assert buffer.offer(7, batch, batch, 0, 1) == []
+        assert len(buffer) == buffer.size_bytes < depth
+    assert log == list(range(12))

@@ -1,0 +1,91 @@
+"""Assignments: as balanced as can be, and no more movement than that takes."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raystream.core.assignors import Partition, sticky
+
+TOPICS = st.dictionaries(st.sampled_from(["t", "u", "v"]), st.integers(0, 3), min_size=1)
+SUBSCRIPTIONS = st.dictionaries(st.sampled_from("abcd"), st.sets(st.sampled_from(["t", "u", "v", "w"])), min_size=1)
+
+
+def loads(owner: dict[Partition, str], members: dict[str, set[str]]) -> list[int]:
+    count = Counter(owner.values())
+    return sorted((count[member] for member in members), reverse=True)
+
+
+def best_loads(subscriptions: dict[str, set[str]], topics: dict[str, int]) -> list[int]:
+    """By trying everything."""
+    able = [
+        [member for member, wanted in subscriptions.items() if topic in wanted]
+        for topic, count in topics.items()
+        for _ in range(count)
+    ]
+    choices = itertools.product(*(members for members in able if members))
+    return min(sorted((Counter(choice)[member] for member in subscriptions), reverse=True) for choice in choices)
+
+
+@given(SUBSCRIPTIONS, TOPICS, st.randoms(use_true_random=False))
+def test_no_assignment_is_better_balanced(
+    subscriptions: dict[str, set[str]], topics: dict[str, int], rng: random.Random
+) -> None:
+    partitions = [(topic, number) for topic, count in topics.items() for number in range(count)]
+    held = {partition: rng.choice([*subscriptions, "gone"]) for partition in partitions if rng.random() < 0.6}
+    owner = sticky(subscriptions, topics, held)
+    assert set(owner) == {p for p in partitions if any(p[0] in wanted for wanted in subscriptions.values())}
+    assert all(partition[0] in subscriptions[member] for partition, member in owner.items())
+    assert loads(owner, subscriptions) == best_loads(subscriptions, topics)
+    assert sticky(subscriptions, topics, owner) == owner, "nothing moves without a reason"
+
+
+@given(st.integers(1, 12), st.integers(0, 40), st.integers(-3, 3), st.randoms(use_true_random=False))
+def test_alike_subscribers_move_the_least_that_balance_takes(
+    members: int, partitions: int, change: int, rng: random.Random
+) -> None:
+    before = [f"m{n:02}" for n in range(members)]
+    after = [f"m{n:02}" for n in range(max(1, members + change))]
+    rng.shuffle(after)
+    held = sticky({member: ["t"] for member in before}, {"t": partitions}, {})
+    owner = sticky({member: ["t"] for member in after}, {"t": partitions}, held)
+    counts = Counter(owner.values())
+    assert max(counts[m] for m in after) - min(counts[m] for m in after) <= 1
+    stayed = sum(owner[partition] == member for partition, member in held.items())
+    low, extra = divmod(partitions, len(after))
+    kept = sorted((list(held.values()).count(member) for member in after), reverse=True)
+    assert stayed == sum(min(count, low + (place < extra)) for place, count in enumerate(kept))
+
+
+def test_a_chain_of_moves_is_found_where_no_single_one_helps() -> None:
+    subscriptions = {"a": ["t"], "b": ["t", "u"], "c": ["u"]}
+    held = {("t", 0): "a", ("t", 1): "a", ("t", 2): "a", ("t", 3): "b", ("u", 0): "b", ("u", 1): "c"}
+    owner = sticky(subscriptions, {"t": 4, "u": 2}, held)
+    assert Counter(owner.values()) == {"a": 2, "b": 2, "c": 2}
+    assert sum(owner[partition] != member for partition, member in held.items()) == 2
+
+
+def test_topics_that_nobody_reads_or_that_are_gone_are_nobodys() -> None:
+    assert sticky({"a": ["t", "gone"]}, {"t": 1, "unread": 5}, {("gone", 0): "a"}) == {("t", 0): "a"}
+    assert sticky({}, {"t": 1}, {("t", 0): "a"}) == {}
+    assert sticky({"a": []}, {"t": 1}, {}) == {}
+
+
+def test_the_same_input_in_another_order_gives_the_same() -> None:
+    subscriptions = {member: ["t", "u"] for member in "abcdefg"}
+    topics = {"t": 11, "u": 5}
+    backwards = sticky(dict(reversed(subscriptions.items())), dict(reversed(topics.items())), {})
+    assert sticky(subscriptions, topics, {}) == backwards
+
+
+@pytest.mark.parametrize("members", [1, 50, 200])
+def test_a_large_group_is_spread_evenly(members: int) -> None:
+    topics = {f"t{n}": 40 for n in range(10)}
+    owner = sticky({f"m{n:03}": list(topics) for n in range(members)}, topics, {})
+    counts = Counter(owner.values())
+    assert len(owner) == 400 and max(counts.values()) - min(counts.values()) <= 1
