@@ -127,7 +127,8 @@ def test_everything_in_all_is_there() -> None:
 
 def test_errors_form_one_tree_and_all_are_exported() -> None:
     def below(kind: type) -> list[type]:
-        return [kind, *(sub for direct in kind.__subclasses__() for sub in below(direct))]
+        direct: list[type] = kind.__subclasses__()
+        return [kind, *(sub for child in direct for sub in below(child))]
 
     public = {kind.__name__ for kind in below(RaystreamError) if kind.__module__ == "raystream.errors"}
     assert public <= set(raystream.__all__)
@@ -153,4 +154,4 @@ def test_import_is_light() -> None:
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'conect'"):
-        _ = raystream.conect  # type: ignore[attr-defined]
+        _ = raystream.conect

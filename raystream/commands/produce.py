@@ -55,8 +55,7 @@ def run(shell: Shell) -> int:
     began = time.monotonic()
     with shell.connect() as cluster:
         topic = _existing(shell, cluster)
-        by_line = kind == "lines" or (kind == "json" and (path is None or args.follow or _is_raw(topic)))
-        send = _send_lines if by_line else _send_frames
+        send = _send_lines if _by_line(shell, topic, path, kind) else _send_frames
         records, payload_bytes = send(shell, cluster, topic, path, kind)
     seconds = time.monotonic() - began
     shell.result(
@@ -66,8 +65,11 @@ def run(shell: Shell) -> int:
     return 0
 
 
-def _is_raw(topic: TopicDescription | None) -> bool:
-    return topic is not None and topic.kind == "raw"
+def _by_line(shell: Shell, topic: TopicDescription | None, path: str | None, kind: str) -> bool:
+    """Whether each line is a record by itself. JSON is read as a table where nothing waits for single lines."""
+    if kind != "json" or topic is None:
+        return kind == "lines" or bool(shell.args.follow)
+    return topic.kind == "raw" or path is None or bool(shell.args.follow)
 
 
 def _existing(shell: Shell, cluster: Cluster) -> TopicDescription | None:

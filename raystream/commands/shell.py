@@ -38,6 +38,8 @@ class Shell:
         self.err = _console(sys.stderr)
         if self.named_address is None:
             localray.use_token()
+        else:
+            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")  # where nobody answers, one sentence says so
 
     @property
     def named_address(self) -> str | None:

@@ -349,6 +349,20 @@ def test_json_lines_into_a_raw_topic_stay_as_they_are(cluster: FakeCluster, monk
     assert cluster.sent == [("lines", b'{"user": 7, "b":1}', "7"), ("lines", b'{"user": "x"}', "x")]
 
 
+def test_json_lines_make_a_typed_topic(cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    given(monkeypatch, b'{"user": 7}\n{"user": 8}\n')
+    assert main(["produce", "new", "--format", "json", "--key", "user"]) == 0
+    _, _, _, options = cluster.calls[0]
+    assert (options["schema"], options["key"]) == (pa.schema([("user", pa.int64())]), "user")
+    assert cluster.frames[0][1].to_pylist() == [{"user": 7}, {"user": 8}]
+
+
+def test_json_lines_into_a_typed_topic_come_one_by_one(cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    given(monkeypatch, b'{"carrier": "UA", "delay": 1.5}\n')
+    assert main(["produce", "flights", "--format", "json"]) == 0
+    assert cluster.sent == [("flights", {"carrier": "UA", "delay": 1.5}, None)]
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
