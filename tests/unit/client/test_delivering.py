@@ -101,8 +101,7 @@ def test_random_faults_with_five_in_flight(cluster: FakeCluster, seed: int) -> N
     def fault(_: BatchHeader) -> Fault | None:
         return rng.choice(
             [
-                None,
-                None,
+                *[None] * 6,
                 Fault(delay_ms=rng.random() * 20),
                 Fault(late=True, delay_ms=rng.random() * 40),
                 lost_request(),
