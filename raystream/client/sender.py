@@ -387,10 +387,10 @@ class Sender:
             if (as_head or pipeline.draining) and pipeline.may_take_back(batch, sent_as_head=as_head):
                 raise _TakenBack from None
             raise
-        except (UnknownProducer, FencedProducer):
+        except (UnknownProducer, FencedProducer) as error:
             pipeline.draining = True
-            if isinstance(pipeline.producer_id, int):
-                self._renew(pipeline)
+            if isinstance(error, FencedProducer):
+                self._renew(pipeline)  # a higher epoch of our own would be the other's next
             if not batch.unknown:
                 raise _TakenBack from None
             raise

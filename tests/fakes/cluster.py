@@ -140,12 +140,13 @@ class FakePartition:
                 raise
             for other in displaced:
                 if not other.done():
-                    other.set_exception(OutOfOrderSequence("another try took its place"))
+                    other.cancel()
             done, _ = await asyncio.wait({turn}, timeout=REORDER_WAIT_MS / 1000)
             if not done:
                 self._early.expired(self._clock.monotonic_ms() + 1)
                 raise
-            turn.result()
+            if turn.cancelled():
+                raise
             return await self._place(header, data, age_ms)
         if isinstance(verdict, Duplicate):
             return self._reply(verdict.base_offset, duplicate=True)

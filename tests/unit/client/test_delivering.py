@@ -196,15 +196,19 @@ def test_a_refusal_for_good_fails_that_batch_and_the_next_goes_on(cluster: FakeC
     assert topic.column() == [b"before", b"after"]
 
 
-@pytest.mark.parametrize("error", [UnknownProducer("forgotten"), FencedProducer("taken over")])
-def test_a_lost_identity_is_renewed_and_nothing_is_lost(cluster: FakeCluster, error: Exception) -> None:
+@pytest.mark.parametrize(
+    ("error", "identity"), [(UnknownProducer("forgotten"), (1, 1)), (FencedProducer("taken over"), (2, 0))]
+)
+def test_a_lost_identity_is_renewed_and_nothing_is_lost(
+    cluster: FakeCluster, error: Exception, identity: tuple[int, int]
+) -> None:
     topic = cluster.create()
     producer = cluster.producer(linger_ms=0)
     producer.send("t", b"before").result(WAIT_S)
     part(topic).faults.append(refused(error))
     assert producer.send("t", b"x").result(WAIT_S).offset == 1
     assert topic.column() == [b"before", b"x"]
-    assert [h.producer_id for h in part(topic).headers] == [1, 2]
+    assert [(h.producer_id, h.producer_epoch) for h in part(topic).headers] == [(1, 0), identity]
 
 
 def test_a_lost_identity_with_an_unknown_outcome_fails_the_batch(cluster: FakeCluster) -> None:
@@ -432,3 +436,46 @@ def test_out_of_order_forever_ends_in_a_timeout_or_a_new_epoch(cluster: FakeClus
     assert producer.send("t", b"x").result(WAIT_S).offset == 0
     assert part(topic).headers[0].producer_epoch == 3
     assert part(topic).headers[0].base_sequence == 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_random_faults_with_expiry(cluster: FakeCluster, seed: int) -> None:
+    """What is acknowledged stands where it says, once; what expired "not in the log" is not there, "unknown" at most
+    once; order holds among all that is there."""
+    rng = random.Random(seed)
+    topic = cluster.create("t", 2)
+
+    def fault(_: BatchHeader) -> Fault | None:
+        return rng.choice(
+            [
+                *[None] * 3,
+                Fault(delay_ms=rng.random() * 60),
+                Fault(late=True, delay_ms=rng.random() * 300),
+                Fault(late=True, delay_ms=rng.random() * 30),
+                lost_request(),
+                lost_reply(),
+                refused(NotLeader("moved")),
+                refused(UnknownProducer("forgotten")) if rng.random() < 0.2 else None,
+                refused(InvalidRecord("bad")) if rng.random() < 0.2 else None,
+            ]
+        )
+
+    for partition in topic.partitions:
+        partition.fault = fault
+    producer = cluster.producer(linger_ms=0, max_batch_bytes=2048, delivery_timeout_ms=150, request_timeout_ms=100)
+    sent = []
+    for number in range(300):
+        sent.append(producer.send("t", str(number).encode().ljust(200), partition=number % 2))
+        if rng.random() < 0.1:
+            time.sleep(0.005)
+    outcomes = [one.exception(WAIT_S) for one in sent]
+    wait_until(lambda: not any(partition._late for partition in topic.partitions))
+    logs = [[int(value) for value in partition.column()] for partition in topic.partitions]
+    for log in logs:
+        assert log == sorted(set(log))
+    for number, (one, error) in enumerate(zip(sent, outcomes, strict=True)):
+        if error is None:
+            assert logs[number % 2][one.result(0).offset] == number
+        elif "not in the log" in str(error):
+            assert number not in logs[number % 2]
+    assert producer.stats.buffered_bytes == 0
