@@ -77,16 +77,14 @@ class _Board:
         settled: set[str] = set()
         while heap:
             load, member = heapq.heappop(heap)
-            if member in settled:
-                continue
-            if -load != self._count[member]:  # it gained one as the end of somebody's chain
-                heapq.heappush(heap, (-self._count[member], member))
-                continue
+            if member in settled or -load != self._count[member]:
+                continue  # whoever gained or gave one has another place in the order
             chain = self._chain(member, settled)
+            for giver, topic, taker in chain:
+                self._move(giver, topic, taker)
             if chain:
-                for giver, topic, taker in chain:
-                    self._move(giver, topic, taker)
-                heapq.heappush(heap, (-self._count[member], member))
+                for changed in (member, chain[0][2]):
+                    heapq.heappush(heap, (-self._count[changed], changed))
 
     def _move(self, giver: str, topic: str, taker: str) -> None:
         numbers = self._held[giver][topic]

@@ -45,14 +45,13 @@ def heartbeat(group: Group, request: m.HeartbeatRequest, topics: Mapping[str, in
     steady = _steady_reply(group, request, known, topics, now_ms)
     if steady is not None:
         return Decision((), steady)
-    joins = request.member_epoch == JOIN_EPOCH
-    member = _joined(group, request) if joins else _continued(group, request, known)
+    member = _joined(group, request) if request.member_epoch == JOIN_EPOCH else _continued(group, request, known)
     if known is not None:
         presence = group.presence[request.member_id]
         presence.heard_ms = now_ms
         presence.beat = max(presence.beat, request.sequence)
     plan = group.plan = _planned(group, member, topics)
-    after = _reconciled(member, None if joins else set(request.owned), group, plan, request.member_epoch)
+    after = _reconciled(member, set(request.owned), group, plan, request.member_epoch)
     records: list[Record] = []
     if plan.epoch != group.epoch:
         records.append(GroupRecord(group.name, plan.epoch))
@@ -248,19 +247,17 @@ def _target(group: Group, members: Mapping[str, MemberRecord], counts: Mapping[s
 
 
 def _reconciled(
-    member: MemberRecord, owned: set[Partition] | None, group: Group, plan: Plan, spoken_epoch: int
+    member: MemberRecord, owned: set[Partition], group: Group, plan: Plan, spoken_epoch: int
 ) -> MemberRecord:
-    """The member one step nearer to its target. `owned` None: it holds nothing, whatever it was given before."""
+    """The member one step nearer to its target."""
     target = plan.target[member.member_id]
     keep: list[Held] = []
-    revoking: list[Held] = []
-    if owned is not None:
-        for held in member.assigned:
-            if held[:2] in target:
-                keep.append(held)
-            elif held[:2] in owned:
-                revoking.append(held)
-        revoking += [held for held in member.revoking if held[:2] in owned]
+    revoking = [held for held in member.revoking if held[:2] in owned]
+    for held in member.assigned:
+        if held[:2] in target:
+            keep.append(held)
+        elif held[:2] in owned:
+            revoking.append(held)
     mine = {held[:2] for held in (*keep, *revoking)}
     given = [
         (topic, number, plan.epoch)

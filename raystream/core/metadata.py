@@ -108,7 +108,7 @@ class MetadataImage:
             case Removed(TopicRecord.KIND, (topic_id,)):
                 self.partitions.pop(topic_id, None)
                 gone = self.topics_by_id.pop(topic_id, None)
-                if gone is not None and self.topics[gone.name].topic_id == topic_id:
+                if gone is not None:
                     del self.topics[gone.name]
 
     def snapshot(self) -> Iterator[Record]:

@@ -45,6 +45,26 @@ def test_no_assignment_is_better_balanced(
     assert sticky(subscriptions, topics, owner) == owner, "nothing moves without a reason"
 
 
+@given(st.integers(0, 2**32))
+def test_no_chain_of_moves_would_balance_a_larger_group_better(seed: int) -> None:
+    """What makes a semi-matching optimal, checked without the code that found it."""
+    rng = random.Random(seed)
+    topics = {f"t{n}": rng.randint(1, 9) for n in range(rng.randint(1, 8))}
+    subscriptions = {f"m{n}": {topic for topic in topics if rng.random() < 0.35} for n in range(rng.randint(2, 12))}
+    held = {(topic, n): rng.choice(["m0", "m1", *subscriptions]) for topic in topics for n in range(topics[topic])}
+    owner = sticky(subscriptions, topics, held)
+    count = Counter(owner.values())
+    for start in subscriptions:
+        reached, left = {start}, [start]
+        while left:
+            giver = left.pop()
+            gives = {topic for (topic, _), member in owner.items() if member == giver}
+            takers = {member for member, wanted in subscriptions.items() if wanted & gives} - reached
+            reached |= takers
+            left += takers
+        assert count[start] - min(count[member] for member in reached) <= 1
+
+
 @given(st.integers(1, 12), st.integers(0, 40), st.integers(-3, 3), st.randoms(use_true_random=False))
 def test_alike_subscribers_move_the_least_that_balance_takes(
     members: int, partitions: int, change: int, rng: random.Random

@@ -221,10 +221,6 @@ def test_a_deleted_topic_leaves_nothing_in_a_compacted_log() -> None:
     assert all(isinstance(record, Removed) for record in compacted.values())
     with pytest.raises(PartitionNotFound):
         house.controller.new_incarnations([("a" * 32, 0)])
-    house.create("t", "b" * 32)
-    for record in reversed(compacted.values()):
-        house.image.replay(record)
-    assert house.image.topic("t").topic_id == "b" * 32, "late tombstones do not hit the topic's successor"
 
 
 NAMES = st.sampled_from(["t", "u", "v"])

@@ -139,6 +139,36 @@ def test_a_heartbeat_that_was_overtaken_does_not_give_up_what_came_later() -> No
     assert house.groups.describe("g", 0).members[1].owned == came
 
 
+def test_an_overtaken_heartbeat_is_refused_also_where_nothing_is_new() -> None:
+    house = House(t=1)
+    mine = owned(house.beat("a", 0, sequence=1))
+    house.beat("a", 1, mine, sequence=2)
+    house.beat("a", 1, mine, sequence=4)
+    with pytest.raises(FencedMember, match="overtaken"):
+        house.beat("a", 1, mine, sequence=3)
+    house.beat("a", 1, mine, sequence=5)
+
+
+def test_a_member_that_comes_back_hears_of_its_new_assignment() -> None:
+    house = House(t=2)
+    mine = owned(house.beat("a", 0))
+    house.topics = {"t": 3}
+    grown = house.beat("a", 1, mine)
+    assert house.beat("a", 2, owned(grown)) == grown
+    back = house.beat("a", 0)
+    assert [held[2] for held in back.assigned] == [2, 2, 2]
+    assert house.beat("a", 2, owned(back)) == back
+
+
+def test_topics_that_nobody_reads_begin_no_epoch() -> None:
+    house = House(t=2)
+    mine = owned(house.beat("a", 0))
+    before = len(house.log)
+    house.topics = {"t": 2, "unread": 4}
+    assert house.beat("a", 1, mine).group_epoch == 1
+    assert len(house.log) == before
+
+
 def test_a_repeated_call_carries_its_own_sequence_and_is_heard() -> None:
     house = House(t=2)
     reply = house.beat("a", 0, sequence=5)
@@ -180,6 +210,27 @@ def test_a_member_that_dies_before_anybody_moved_changes_nothing_for_the_others(
     house.beat("b", 0)
     house.beat("b", -1)
     assert house.beat("a", 1, mine).assigned == tuple((*p, 1) for p in mine)
+
+
+def test_a_member_that_comes_and_goes_before_anybody_moved_moves_nothing() -> None:
+    house = House(t=12)
+    mine = owned(house.beat("a", 0))
+    house.beat("b", 0)
+    a = owned(house.beat("a", 1, mine))
+    house.beat("a", 2, a)
+    b = owned(house.beat("b", 2))
+    house.beat("c", 0)
+    house.beat("c", -1)
+    assert (owned(house.beat("a", 2, a)), owned(house.beat("b", 2, b))) == (a, b)
+
+
+def test_a_group_is_stable_once_everybody_has_heard() -> None:
+    house = House(t=1)
+    mine = owned(house.beat("a", 0))
+    house.beat("b", 0)
+    assert house.groups.describe("g", 0).state == "reconciling"
+    house.beat("a", 1, mine)
+    assert house.groups.describe("g", 0).state == "stable"
 
 
 def test_progress_restarts_the_time_to_give_up() -> None:

@@ -26,6 +26,16 @@ def test_a_repetition_takes_the_place_of_the_first() -> None:
     assert buffer.release_after(1, 10) == "second try"
 
 
+def test_a_repetition_waits_from_its_own_arrival_on() -> None:
+    buffer: ReorderBuffer[str] = ReorderBuffer(max_wait_ms=100)
+    buffer.offer(1, 10, "first try", 0)
+    buffer.offer(1, 20, "another", 20)
+    buffer.offer(1, 10, "second try", 50)
+    assert buffer.next_deadline_ms() == 120
+    assert buffer.expired(149) == ["another"]
+    assert buffer.expired(150) == ["second try"]
+
+
 def test_no_more_wait_than_may_be_in_flight() -> None:
     buffer: ReorderBuffer[int] = ReorderBuffer(max_wait_ms=100)
     for number in range(MAX_EARLY_BATCHES):
