@@ -24,6 +24,23 @@ class Presence:
     beat: int = 0
     commits: dict[Partition, int] = field(default_factory=dict)
 
+    def overtook(self, sequence: int) -> bool:
+        """Whether a later heartbeat was heard already. Those numbered 0 are not counted."""
+        return 0 < sequence < self.beat
+
+    def hear(self, sequence: int, now_ms: float) -> None:
+        """The member gave a sign of life."""
+        self.heard_ms = now_ms
+        self.beat = max(self.beat, sequence)
+
+    def note_commit(self, partition: Partition, sequence: int) -> bool:
+        """False where a later commit of the partition was heard already."""
+        last = self.commits.get(partition, 0)
+        if 0 < sequence < last:
+            return False
+        self.commits[partition] = max(last, sequence)
+        return True
+
     def due_ms(self, member: MemberRecord) -> float:
         """When the member is removed unless it is heard, and gives up what it is to give up."""
         due = self.heard_ms + member.session_timeout_ms

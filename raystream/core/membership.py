@@ -21,7 +21,7 @@ from raystream import messages as m
 from raystream.core import arguments
 from raystream.core.assignors import Partition, sticky
 from raystream.core.group_records import GroupRecord, Held, MemberRecord
-from raystream.core.group_state import Group, Plan, Target, holds_exactly
+from raystream.core.group_state import Group, Plan, Presence, Target, holds_exactly
 from raystream.core.records import Decision, Record, Removed, removed
 from raystream.core.topic_names import MAX_NAME_CHARACTERS, is_internal
 from raystream.errors import FencedMember, InvalidArgument, Overloaded, UnknownMember
@@ -46,10 +46,7 @@ def heartbeat(group: Group, request: m.HeartbeatRequest, topics: Mapping[str, in
     if steady is not None:
         return Decision((), steady)
     member = _joined(group, request) if request.member_epoch == JOIN_EPOCH else _continued(group, request, known)
-    if known is not None:
-        presence = group.presence[request.member_id]
-        presence.heard_ms = now_ms
-        presence.beat = max(presence.beat, request.sequence)
+    group.presence.setdefault(request.member_id, Presence(now_ms)).hear(request.sequence, now_ms)
     plan = group.plan = _planned(group, member, topics)
     after = _reconciled(member, set(request.owned), group, plan, request.member_epoch)
     records: list[Record] = []
@@ -92,10 +89,9 @@ def _steady_reply(
     if request.topics != known.topics and _names(request) != known.topics:
         return None
     presence = group.presence[known.member_id]
-    if request.sequence < presence.beat:
+    if presence.overtook(request.sequence):
         return None
-    presence.heard_ms = now_ms
-    presence.beat = request.sequence
+    presence.hear(request.sequence, now_ms)
     return reply
 
 
@@ -159,7 +155,7 @@ def _continued(group: Group, request: m.HeartbeatRequest, known: MemberRecord | 
 def _check_overtaken(group: Group, request: m.HeartbeatRequest) -> None:
     """Calls keep no order: a heartbeat that its sender has long given up must not speak for what it owns now."""
     presence = group.presence.get(request.member_id)
-    if presence is not None and request.sequence < presence.beat:
+    if presence is not None and presence.overtook(request.sequence):
         raise FencedMember(
             f"heartbeat {request.sequence} of member {request.member_id} was overtaken by heartbeat {presence.beat}"
         )

@@ -58,12 +58,10 @@ def commit(group: Group, request: m.CommitRequest, topics: KnownTopics) -> Decis
     records: list[Record] = []
     for record in wanted:
         partition = (record.topic, record.partition)
-        if presence is not None:
-            if request.sequence < presence.commits.get(partition, 0):
-                continue
-            presence.commits[partition] = request.sequence
-            if topics.deleted(record.topic, group):
-                continue
+        if presence is not None and (
+            not presence.note_commit(partition, request.sequence) or topics.deleted(record.topic, group)
+        ):
+            continue
         if group.offsets.get(partition) != record:
             records.append(record)
     return Decision(tuple(records), m.Done())

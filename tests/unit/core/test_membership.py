@@ -139,6 +139,24 @@ def test_a_heartbeat_that_was_overtaken_does_not_give_up_what_came_later() -> No
     assert house.groups.describe("g", 0).members[1].owned == came
 
 
+def test_a_join_from_before_the_members_removal_is_overtaken() -> None:
+    house = House(t=2)
+    house.beat("a", 0, sequence=1)
+    house.now_ms = 20_000
+    house.done(house.groups.expire(house.now_ms))
+    house.beat("a", 0, sequence=9)
+    with pytest.raises(FencedMember, match="overtaken"):
+        house.beat("a", 0, sequence=8)
+
+
+def test_requests_without_a_sequence_are_not_counted() -> None:
+    house = House(t=2)
+    reply = house.beat("a", 0, sequence=3)
+    assert house.beat("a", 1, owned(reply)) == house.beat("a", 0) == reply
+    with pytest.raises(FencedMember, match="overtaken"):
+        house.beat("a", 1, owned(reply), sequence=2)
+
+
 def test_an_overtaken_heartbeat_is_refused_also_where_nothing_is_new() -> None:
     house = House(t=1)
     mine = owned(house.beat("a", 0, sequence=1))
@@ -298,6 +316,7 @@ def test_a_pattern_matches_whole_names_and_no_internal_topics(pattern: str, matc
 def test_a_subscription_may_change_on_the_way() -> None:
     house = House(t=1, u=1)
     reply = house.beat("a", 0)
+    house.beat("a", 1, owned(reply))
     reply = house.beat("a", 1, owned(reply), topics=("u", "u"))
     assert (reply.member_epoch, owned(reply)) == (2, (("u", 0),))
     with pytest.raises(InvalidArgument, match="regular expression"):
