@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from raystream.commands import localray
+from raystream.errors import ClusterNotFound
 
 if TYPE_CHECKING:
     from raystream.cluster import Cluster
@@ -38,8 +39,6 @@ class Shell:
         self.err = _console(sys.stderr)
         if self.named_address is None:
             localray.use_token()
-        else:
-            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")  # where nobody answers, one sentence says so
 
     @property
     def named_address(self) -> str | None:
@@ -50,6 +49,9 @@ class Shell:
         """The cluster that `--address`, `--data-dir` and the environment name, as `raystream.connect()` finds it."""
         import raystream
 
+        named = self.named_address or ""
+        if named.rpartition(":")[2].isdigit() and "//" not in named and not localray.answers(named):
+            raise ClusterNotFound(f"nobody answers at {named}: is that the address of a Ray cluster's head?")
         logging.getLogger("raystream").setLevel(logging.WARNING)  # a command says itself what it did
         with self.err.status("connecting"):
             return raystream.connect(self.args.address, data_dir=self.args.data_dir)

@@ -178,6 +178,7 @@ class FakeCluster:
 def cluster(monkeypatch: pytest.MonkeyPatch) -> FakeCluster:
     fake = FakeCluster()
     monkeypatch.setattr(localray, "use_token", lambda: None)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setitem(vars(raystream), "connect", lambda address, data_dir: fake)
     return fake
 
@@ -232,6 +233,11 @@ def test_a_missing_topic_fails_in_one_sentence(cluster: FakeCluster, capsys: pyt
 def test_a_lost_cluster_fails_in_one_sentence(cluster: FakeCluster, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["group", "list"]) == 1
     assert capsys.readouterr().err == "raystream: the process that owned this cluster has exited\n"
+
+
+def test_an_address_where_nobody_answers(cluster: FakeCluster, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["topic", "list", "--address", "127.0.0.1:1"]) == 1
+    assert capsys.readouterr().err.startswith("raystream: nobody answers at 127.0.0.1:1")
 
 
 def test_group_reset(cluster: FakeCluster, capsys: pytest.CaptureFixture[str]) -> None:
