@@ -7,7 +7,7 @@ import random
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raystream.core.assignors import Partition, sticky
@@ -32,6 +32,7 @@ def best_loads(subscriptions: dict[str, set[str]], topics: dict[str, int]) -> li
     return min(sorted((Counter(choice)[member] for member in subscriptions), reverse=True) for choice in choices)
 
 
+@settings(deadline=None)
 @given(SUBSCRIPTIONS, TOPICS, st.randoms(use_true_random=False))
 def test_no_assignment_is_better_balanced(
     subscriptions: dict[str, set[str]], topics: dict[str, int], rng: random.Random
@@ -45,6 +46,7 @@ def test_no_assignment_is_better_balanced(
     assert sticky(subscriptions, topics, owner) == owner, "nothing moves without a reason"
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32))
 def test_no_chain_of_moves_would_balance_a_larger_group_better(seed: int) -> None:
     """What makes a semi-matching optimal, checked without the code that found it."""
@@ -65,6 +67,7 @@ def test_no_chain_of_moves_would_balance_a_larger_group_better(seed: int) -> Non
         assert count[start] - min(count[member] for member in reached) <= 1
 
 
+@settings(deadline=None)
 @given(st.integers(1, 12), st.integers(0, 40), st.integers(-3, 3), st.randoms(use_true_random=False))
 def test_alike_subscribers_move_the_least_that_balance_takes(
     members: int, partitions: int, change: int, rng: random.Random

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raystream.core import topic_names
@@ -233,6 +233,7 @@ STEPS = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(STEPS, max_size=25))
 def test_any_history_replayed_gives_the_same_image(steps: list[tuple[str, str, int]]) -> None:
     house = House()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raystream.core.deadlines import Deadlines
@@ -10,6 +10,7 @@ from raystream.core.deadlines import Deadlines
 STEPS = st.lists(st.tuples(st.sampled_from("abc"), st.none() | st.integers(0, 20)), max_size=40)
 
 
+@settings(deadline=None)
 @given(STEPS, st.sets(st.integers(0, 39)))
 def test_it_agrees_with_looking_at_all(steps: list[tuple[str, int | None]], looks: set[int]) -> None:
     due: dict[str, float] = {}

@@ -260,6 +260,7 @@ def test_progress_restarts_the_time_to_give_up() -> None:
     house.beat("c", 0)
     left = owned(house.beat("a", 2, mine))  # a third partition is to go now, besides the three since 0
     assert len(left) == 2
+    assert house.groups.next_expiry_ms() == 5000
     house.beat("a", 3, kept)
     house.now_ms = 6000
     assert house.groups.expire(6000).records == (), "what was due at 5 s is given up"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raystream import messages as m
@@ -12,6 +12,7 @@ from raystream.core.producer_ids import BLOCK, IDS_PER_COORDINATOR, MAX_COORDINA
 from raystream.core.records import Pair
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 2 * BLOCK), max_size=6))
 def test_no_id_is_given_twice_over_restarts(lives: list[int]) -> None:
     log: list[Pair] = []

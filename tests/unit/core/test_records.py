@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raystream.core.group_records import GroupRecord, MemberRecord, OffsetRecord, ProducerIdsRecord
@@ -52,6 +52,7 @@ RECORDS = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(RECORDS)
 def test_every_record_and_its_tombstone_come_back(record: Record) -> None:
     key, value = to_pair(record)
@@ -60,6 +61,7 @@ def test_every_record_and_its_tombstone_come_back(record: Record) -> None:
     assert from_pair(key, None) == removed(record)
 
 
+@settings(deadline=None)
 @given(RECORDS, st.data())
 def test_damage_is_a_typed_error_or_another_record_never_something_else(record: Record, data: st.DataObject) -> None:
     pair = [part or b"" for part in to_pair(record)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raystream.core.reorder import MAX_EARLY_BATCHES, MAX_EARLY_PRODUCERS, ReorderBuffer
@@ -79,6 +79,7 @@ def test_producers_are_bounded() -> None:
     assert buffer.offer(MAX_EARLY_PRODUCERS, 1, 0, 100) == []
 
 
+@settings(deadline=None)
 @given(st.permutations(range(12)), st.integers(1, 5))
 def test_up_to_five_in_flight_come_out_in_order(order: list[int], depth: int) -> None:
     """A producer keeps `depth` batches in flight; the network delivers any of them next."""
