@@ -14,7 +14,8 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from raystream.actors.session import Session, open_session
-from raystream.client.admin import Admin, arrow_schema
+from raystream.client.admin import Admin
+from raystream.client.frames import frame_schema
 from raystream.client.consumer import Consumer
 from raystream.client.loop import BackgroundLoop
 from raystream.client.producer import Producer
@@ -277,7 +278,7 @@ class Cluster:
         try:
             self._run(self._routing.topic(topic))
         except TopicNotFound:
-            self.create_topic(topic, schema=arrow_schema(frame), key=key, time=time, exist_ok=True)
+            self.create_topic(topic, schema=frame_schema(frame), key=key, time=time, exist_ok=True)
         with self.producer() as producer:
             result: WriteResult = producer.send_frame(topic, frame).result()
         return result

@@ -6,6 +6,9 @@ Nobody outside `actors/` holds a Ray handle.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import threading
+import time
 from typing import Any, Final
 
 import pyarrow as pa
@@ -19,6 +22,8 @@ from raystream.config import INLINE_LIMIT_BYTES
 from raystream.errors import ActorLost, ClusterGone, RaystreamError, RequestTimeout, Unavailable
 
 BROKER: Final = "raystream-broker"
+CONTROLLER_AGE_S: Final = 5.0
+FIND_TIMEOUT_S: Final = 5.0
 
 
 async def call(method: Any, *args: Any, timeout_ms: float) -> Any:
@@ -165,6 +170,8 @@ class RayDirectory:
         self._node_id = ray.get_runtime_context().get_node_id()
         self._partitions: dict[str, RayPartition] = {}
         self._coordinators: dict[str, RayCoordinator] = {}
+        self._controller: RayController | None = None
+        self._controller_found = 0.0
         self.gone: ClusterGone | None = None
 
     @property
@@ -172,7 +179,12 @@ class RayDirectory:
         return self._node_id
 
     async def controller(self) -> RayController:
-        return RayController(self._find(BROKER))
+        self._refuse_gone()
+        found, age_s = self._controller, time.monotonic() - self._controller_found
+        if found is None or age_s > CONTROLLER_AGE_S:
+            found = RayController(await self._find_aside(BROKER))
+            self._controller, self._controller_found = found, time.monotonic()
+        return found
 
     def partition(self, actor: str) -> RayPartition:
         self._refuse_gone()
@@ -187,6 +199,22 @@ class RayDirectory:
         if port is None:
             port = self._coordinators[actor] = RayCoordinator(self._find(actor))
         return port
+
+    async def _find_aside(self, name: str) -> Any:
+        """`_find` off the loop: Ray looks names up without a deadline, for ever once its head is gone."""
+        found: concurrent.futures.Future[Any] = concurrent.futures.Future()
+
+        def find() -> None:
+            try:
+                found.set_result(self._find(name))
+            except Exception as error:
+                found.set_exception(error)
+
+        threading.Thread(target=find, name="raystream-find", daemon=True).start()
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(found), FIND_TIMEOUT_S)
+        except TimeoutError:
+            raise Unavailable(f"Ray did not look up the actor {name!r} within {FIND_TIMEOUT_S:.0f} s") from None
 
     def _find(self, name: str) -> Any:
         self._refuse_gone()

@@ -90,6 +90,7 @@ class Session:
             f"the process that owned this cluster (pid {pid}) has exited; its data stays in {self.data_dir}: "
             "connect again to open it"
         )
+        self.loop.abort(self.directory.gone)
         logger.warning("%s", self.directory.gone)
         threading.Thread(target=ray.shutdown, name="raystream-disconnect", daemon=True).start()
 

@@ -26,6 +26,7 @@ class BackgroundLoop:
     def __init__(self, name: str = "raystream-client") -> None:
         self._loop = asyncio.new_event_loop()
         self._stopping = False
+        self._failure: Exception | None = None
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
@@ -64,6 +65,8 @@ class BackgroundLoop:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         try:
             while not future.done():
+                if self._failure is not None:
+                    raise self._failure
                 left_s = LONGEST_WAIT_S if deadline is None else deadline - time.monotonic()
                 if left_s <= 0:
                     future.cancel()
@@ -75,6 +78,10 @@ class BackgroundLoop:
         except BaseException:
             future.cancel()
             raise
+
+    def abort(self, failure: Exception) -> None:
+        """Whoever waits for the loop, now or later, gets `failure`: the cluster behind it is gone."""
+        self._failure = failure
 
     def stop(self, timeout_s: float = 2.0) -> None:
         """Cancels what still runs and ends the thread."""

@@ -68,6 +68,8 @@ def _owner(root: Path, script: str = "") -> Iterator[subprocess.Popen[str]]:
             process.kill()
             process.wait(30)
         process.stdout.close()  # type: ignore[union-attr]
+        if not process.stdin.closed:  # type: ignore[union-attr]
+            process.stdin.close()  # type: ignore[union-attr]
 
 
 _WRITE = """
