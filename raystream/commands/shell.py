@@ -37,6 +37,7 @@ class Shell:
         self.json: bool = args.json
         self.out = _console(sys.stdout)
         self.err = _console(sys.stderr)
+        logging.getLogger("raystream").setLevel(logging.WARNING)  # a command says itself what it did
         if self.named_address is None:
             localray.use_token()
 
@@ -52,7 +53,6 @@ class Shell:
         named = self.named_address or ""
         if named.rpartition(":")[2].isdigit() and "//" not in named and not localray.answers(named):
             raise ClusterNotFound(f"nobody answers at {named}: is that the address of a Ray cluster's head?")
-        logging.getLogger("raystream").setLevel(logging.WARNING)  # a command says itself what it did
         with self.err.status("connecting"):
             return raystream.connect(self.args.address, data_dir=self.args.data_dir)
 
@@ -77,7 +77,7 @@ class Shell:
             return
         table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
         for name, heading in columns.items():
-            numeric = isinstance(getattr(items[0], name), int) and name not in _LABELS
+            numeric = name not in _LABELS and any(isinstance(getattr(item, name), (int, float)) for item in items)
             table.add_column(heading, justify="right" if numeric else "left", no_wrap=numeric)
         for item in items:
             table.add_row(*(escape(cell(name, getattr(item, name))) for name in columns))
@@ -124,6 +124,8 @@ def cell(name: str, value: Any) -> str:
         return size(value)
     if isinstance(value, int):
         return str(value) if name in _LABELS else f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
     if isinstance(value, Mapping):
         return "  ".join(f"{key}={item}" for key, item in value.items())
     if isinstance(value, Iterable) and not isinstance(value, str):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -175,12 +177,14 @@ class FakeCluster:
 
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> FakeCluster:
-    fake = FakeCluster()
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCluster]:
+    fake, logger = FakeCluster(), logging.getLogger("raystream")
+    level = logger.level
     monkeypatch.setattr(localray, "use_token", lambda: None)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setitem(vars(raystream), "connect", lambda address, data_dir: fake)
-    return fake
+    yield fake
+    logger.setLevel(level)
 
 
 def given(monkeypatch: pytest.MonkeyPatch, text: bytes) -> None:
