@@ -251,6 +251,18 @@ def test_a_group_is_stable_once_everybody_has_heard() -> None:
     assert house.groups.describe("g", 0).state == "stable"
 
 
+def test_a_partition_held_on_to_for_a_while_is_free_once_it_is_let_go() -> None:
+    house = House(t=2)
+    mine = owned(house.beat("a", 0))
+    house.beat("b", 0)
+    kept = owned(house.beat("a", 1, mine))
+    for _ in range(3):
+        house.beat("a", 2, mine)
+        assert house.beat("b", 2).assigned == ()
+    house.beat("a", 2, kept)
+    assert len(house.beat("b", 2).assigned) == 1
+
+
 def test_progress_restarts_the_time_to_give_up() -> None:
     house = House(t=6)
     mine = owned(house.beat("a", 0, rebalance_timeout_ms=5000))
