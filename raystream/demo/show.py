@@ -127,7 +127,7 @@ def summary(result: Reconciliation, outcome: Outcome | None) -> Table:
     table.add_row("processed", f"{result.processed:,}", "distinct (partition, offset)")
     table.add_row("lost", Text(f"{result.lost:,}", "bold green" if result.lost == 0 else "bold red"))
     table.add_row(
-        "reprocessed", f"{result.reprocessed:,}", "after the takeover: reported before the kill, committed not yet"
+        "reprocessed", f"{result.reprocessed:,}", "after the takeover: done before the kill, not yet committed"
     )
     return table
 
