@@ -15,8 +15,8 @@ from typing import Any, Final, Self
 
 from raystream.actors.session import Session, open_session
 from raystream.client.admin import Admin
-from raystream.client.frames import frame_schema
 from raystream.client.consumer import Consumer
+from raystream.client.frames import frame_schema
 from raystream.client.loop import BackgroundLoop
 from raystream.client.producer import Producer
 from raystream.client.reader import View
@@ -356,9 +356,17 @@ class Cluster:
         workers: int = 1,
         name: str | None = None,
         num_cpus: float = 0,
+        *,
+        start: Position = LATEST,
+        consumer_options: Mapping[str, Any] | None = None,
+        run_options: Mapping[str, Any] | None = None,
         **ray_remote_args: Any,
     ) -> ConsumerJob:
-        """Runs a consumer's loop as `workers` Ray tasks. Raises PlacementFailed when Ray has no room within 10 s."""
+        """Runs a consumer's loop as `workers` Ray tasks. Raises PlacementFailed when Ray has no room within 10 s.
+
+        `start` and `consumer_options` are as for `consumer`, `run_options` (on_error, retries, dead_letter) as for
+        `Consumer.run`; everything else goes to `ray.remote`.
+        """
         return ConsumerJob.start(
             self,
             topics,
@@ -369,6 +377,8 @@ class Cluster:
             name=name,
             num_cpus=num_cpus,
             ray_remote_args=ray_remote_args,
+            consumer_options={"start": start, **(consumer_options or {})},
+            run_options=run_options,
         )
 
     def _send_dead_letter(

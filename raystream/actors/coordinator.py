@@ -59,6 +59,7 @@ class CoordinatorActor:
         self._routing = Routing(RayDirectory(namespace), self._clock)
         self._state: Coordinator | None = None
         self._topics: dict[str, int] = {}
+        self._topic_ids: dict[str, str] = {}
         self._topics_known = threading.Event()
         self._producer = (b.NO_PRODUCER_ID, 0)
         self._metrics = LagMetrics()
@@ -134,7 +135,7 @@ class CoordinatorActor:
         for ticket in tickets:
             try:
                 decision = ticket.work(now_ms)
-            except RaystreamError as error:
+            except Exception as error:
                 ticket.fail(error)
                 continue
             self._replay(state, decision, records)
@@ -174,6 +175,8 @@ class CoordinatorActor:
                 self._append(state.encode(records))
             self._producer = (own.reply.producer_id, 0)
             self._state = state
+            if self._topics_known.is_set():
+                self._writer.submit(self._know_topics)
         return self._state
 
     async def _read_log(self) -> Coordinator:
@@ -243,16 +246,14 @@ class CoordinatorActor:
             version = reply.version
             if reply.topics is None:
                 continue
-            topics = {topic.name: len(topic.partitions) for topic in reply.topics}
-            gone = set(self._topics) - set(topics)
-            self._topics = topics
+            self._topic_ids = {topic.name: topic.topic_id for topic in reply.topics}
+            self._topics = {topic.name: len(topic.partitions) for topic in reply.topics}
             self._topics_known.set()
-            if gone:
-                self._writer.submit(partial(self._drop, gone))
+            self._writer.submit(self._know_topics)
 
-    def _drop(self, topics: set[str], _now_ms: float) -> Decision:
+    def _know_topics(self, _now_ms: float) -> Decision:
         assert self._state is not None
-        return self._state.drop_topics(topics)
+        return self._state.know_topics(self._topic_ids)
 
     async def _publish_lag(self) -> None:
         admin = Admin(self._routing)

@@ -30,27 +30,29 @@ async def call(method: Any, *args: Any, timeout_ms: float) -> Any:
     """One call across an actor border. Raises the other side's error, RequestTimeout or ActorLost."""
     try:
         return await asyncio.wait_for(method.remote(*args), timeout_ms / 1000)
-    except RaystreamError:
-        raise
     except Exception as error:
-        raise translated(error, timeout_ms) from error
+        raise translated(error, timeout_ms) from None
 
 
 def wait_for(reference: Any, timeout_ms: float) -> Any:
     """The value of a reference, for actors that wait on one of their own threads. Raises as `call` does."""
     try:
         return ray.get(reference, timeout=timeout_ms / 1000)
-    except RaystreamError:
-        raise
     except Exception as error:
-        raise translated(error, timeout_ms) from error
+        raise translated(error, timeout_ms) from None
 
 
 def translated(error: Exception, timeout_ms: float) -> Exception:
-    """Ray's error as one of raystream's tree; a fault of the program itself stays what it is."""
+    """Ray's error as one of raystream's tree; a fault of the program itself stays what it is.
+
+    An error of the other side arrives as one that is both Ray's and ours, with a remote traceback for a text: what is
+    handed on is the error itself.
+    """
     if isinstance(error, ray_errors.RayTaskError):
         cause = error.cause
         return cause if isinstance(cause, Exception) else error
+    if isinstance(error, RaystreamError):
+        return error
     if isinstance(error, (asyncio.TimeoutError, ray_errors.GetTimeoutError, TimeoutError)):
         return RequestTimeout(f"no answer within {timeout_ms:.0f} ms")
     if isinstance(error, (ray_errors.RayActorError, ray_errors.ActorUnavailableError, ray_errors.ObjectLostError)):

@@ -153,7 +153,13 @@ class Replica:
 
     def _keep_early(self, ticket: Ticket[Append], error: OutOfOrderSequence) -> None:
         header = ticket.work.header
-        displaced = self._reorder.offer(header.producer_id, header.base_sequence, ticket, self._clock.monotonic_ms())
+        displaced = self._reorder.offer(
+            header.producer_id,
+            header.base_sequence,
+            ticket,
+            self._clock.monotonic_ms(),
+            size_bytes=header.message_bytes,
+        )
         for refused in [ticket] if displaced is None else displaced:
             refused.fail(error)
 

@@ -160,10 +160,11 @@ def _embedded(root: Path, namespace: str) -> Session:
         owner = data_roots.read_owner(root)
         if owner is not None and is_alive(owner.pid):
             with contextlib.suppress(ClusterNotFound):
-                _show_token()
+                show_token()
                 _join_ray(owner.address)
                 session = _bring_up(namespace, root, joined_ray=True)
-                when_gone(owner.pid, partial(session.owner_exited, owner.pid))
+                if owner.embedded:  # a Ray cluster outlives the process that brought raystream up on it
+                    when_gone(owner.pid, partial(session.owner_exited, owner.pid))
                 return session
         if time.monotonic() > deadline:
             raise data_roots.in_use(root, owner)
@@ -197,7 +198,7 @@ def _start_embedded(root: Path, claim: data_roots.RootClaim, namespace: str) -> 
     return session
 
 
-def _show_token() -> None:
+def show_token() -> None:
     """Lets this process show the token of the user's home directory, as the owner's Ray may ask for it.
 
     Ray does so by itself only for clusters that it starts or finds without an address.

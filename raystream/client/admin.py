@@ -11,9 +11,10 @@ import pyarrow as pa
 from raystream import messages as m
 from raystream.client import positions
 from raystream.client.routing import Leader, Routing
-from raystream.errors import InvalidArgument, InvalidRecord, RaystreamError, TopicNotFound
+from raystream.errors import InvalidArgument, InvalidRecord, OffsetOutOfRange, RaystreamError, TopicNotFound
 from raystream.schema import stored_schema
 from raystream.types import (
+    LATEST,
     BrokerDescription,
     GroupDescription,
     Health,
@@ -177,6 +178,10 @@ class Admin:
         if place.offsets is not None:
             partitions = list(place.offsets)
         offsets = await positions.resolve(self._routing, place, partitions)
+        ends = await positions.resolve(self._routing, positions.Place(word=LATEST), partitions)
+        for at, offset in offsets.items():
+            if offset > ends[at]:
+                raise OffsetOutOfRange(f"{at} ends at offset {ends[at]:,}: a group cannot be moved to {offset:,}")
         if not dry_run:
             request = m.CommitRequest(
                 group=group,

@@ -128,9 +128,10 @@ def test_a_second_process_joins_the_first_and_learns_of_its_end(tmp_path: Path) 
         import sys, time
         import raystream as rs
         cluster = rs.connect()
-        print(cluster.read("t").to_arrow()["value"].to_pylist(), flush=True)
+        found = cluster.read("t").to_arrow()["value"].to_pylist()
         with cluster.producer() as producer:
             producer.send("t", b"from the guest").result(30)
+        print(found, flush=True)
         sys.stdin.readline()
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline:

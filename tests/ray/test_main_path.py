@@ -147,6 +147,8 @@ def test_offsets_can_be_reset_when_nobody_runs(cluster: rs.Cluster, topic: str) 
         _drain(consumer, 3)
         with pytest.raises(rs.GroupNotEmpty):
             cluster.reset_offsets("reset", topic, to="earliest")
+    with pytest.raises(rs.OffsetOutOfRange, match="ends at offset 3"):
+        cluster.reset_offsets("reset", topic, to={0: 4})
     cluster.reset_offsets("reset", topic, to={0: 1})
     with cluster.consumer(topic, group="reset") as consumer:
         assert [record.offset for record in _drain(consumer, 2)] == [1, 2]
