@@ -74,7 +74,7 @@ class PartitionActor:
         m.check_protocol(request.protocol)
         started = self._clock.monotonic_ms()
         work = self._replica(request.topic_id, request.partition).check(request, payload)
-        reply: m.AppendReply = self._writer.submit(work).wait(APPEND_WAIT_MS)
+        reply: m.AppendReply = self._writer.submit(work, here=True).wait(APPEND_WAIT_MS)
         self._metrics.appended(work.header, self._clock.monotonic_ms() - started)
         return reply
 

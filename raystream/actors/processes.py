@@ -1,9 +1,10 @@
-"""Watching processes of this machine: the moment one is gone is known at once, without asking Ray."""
+"""Whether processes live and addresses answer, known at once and without asking Ray."""
 
 from __future__ import annotations
 
 import os
 import select
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -56,3 +57,13 @@ def _is_zombie(pid: int) -> bool:
             return stat.read().rpartition(")")[2].split()[0] in "ZX"
     except OSError:
         return False
+
+
+def answers(address: str) -> bool:
+    """Whether something listens at "host:port"."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=1).close()
+    except (OSError, ValueError):
+        return False
+    return True

@@ -23,7 +23,7 @@ import ray
 from raystream.actors.broker import BrokerActor, BrokerReady, BrokerSpec
 from raystream.actors.handles import BROKER, RayDirectory, translated, wait_for
 from raystream.actors.launch import end_actor, find_actor, start_actor
-from raystream.actors.processes import is_alive, when_gone
+from raystream.actors.processes import answers, is_alive, when_gone
 from raystream.client.loop import BackgroundLoop
 from raystream.client.routing import Routing
 from raystream.clock import SystemClock
@@ -212,6 +212,8 @@ def show_token() -> None:
 
 
 def _join_ray(address: str) -> None:
+    if ":" in address and not answers(address):  # Ray itself would try for minutes
+        raise ClusterNotFound(f"nobody answers at {address}: there is no Ray cluster")
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:

@@ -1,6 +1,7 @@
-"""One thread that owns some state: calls enqueue and wait, the thread takes all that has queued and answers each.
+"""One owner at a time for some state: calls enqueue and wait, the owner takes all that has queued and answers each.
 
-What queues while the thread works is handled together in the next round; that is what makes a group commit.
+What queues while the owner works is handled together in the next round; that is what makes a group commit. The owner
+is the writer's thread, or, where nobody is at work, the caller itself: that saves two changes of thread.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Ticket(Generic[Work]):
 
 
 class Writer(Generic[Work]):
-    """The thread and its bounded queue. `handle(tickets)` runs on the thread, with [] when only `idle_ms` passed."""
+    """The thread and its bounded queue. `handle(tickets)` runs alone, with [] when only `idle_ms` passed."""
 
     def __init__(
         self,
@@ -67,22 +68,40 @@ class Writer(Generic[Work]):
         self._queue: list[Ticket[Work]] = []
         self._wake = threading.Condition()
         self._stopped = False
+        self._turn = threading.Lock()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
-    def submit(self, work: Work) -> Ticket[Work]:
-        """Queues `work`. Raises Overloaded at the bound, Closed after `stop`."""
+    def submit(self, work: Work, *, here: bool = False) -> Ticket[Work]:
+        """Queues `work`; with `here`, handles it on the calling thread if nobody is at work.
+
+        Raises Overloaded at the bound, Closed after `stop`.
+        """
         ticket = Ticket(work)
+        mine = here and self._thread.is_alive() and self._turn.acquire(blocking=False)
+        try:
+            self._enqueue(ticket, wake=not mine)
+            if mine:
+                self._round()
+        finally:
+            if mine:
+                self._turn.release()
+        if mine and self._queue:  # it came while we worked: the thread's turn, so that our caller need not wait
+            with self._wake:
+                self._wake.notify()
+        return ticket
+
+    def _enqueue(self, ticket: Ticket[Work], *, wake: bool) -> None:
         with self._wake:
             if self._stopped:
                 raise Closed("the actor is stopping")
             if len(self._queue) >= self._max_queued:
                 raise Overloaded(f"{self._max_queued} calls are waiting in the actor")
             self._queue.append(ticket)
-            self._wake.notify()
-        return ticket
+            if wake:
+                self._wake.notify()
 
     def stop(self, timeout_s: float = 10.0) -> None:
         """Handles what has queued, then ends the thread."""
@@ -93,20 +112,26 @@ class Writer(Generic[Work]):
             self._thread.join(timeout_s)
 
     def _run(self) -> None:
+        while True:
+            with self._wake:
+                if not self._queue and not self._stopped:
+                    idle_ms = self._idle_ms()
+                    self._wake.wait(None if idle_ms is None else max(idle_ms, 0.0) / 1000)
+                if not self._queue and self._stopped:
+                    return
+            with self._turn:
+                self._round()
+
+    def _round(self) -> None:
+        """Handles everything that has queued. A handler that raises ends the writer."""
+        with self._wake:
+            tickets, self._queue = self._queue, []
         try:
-            while True:
-                with self._wake:
-                    if not self._queue and not self._stopped:
-                        idle_ms = self._idle_ms()
-                        self._wake.wait(None if idle_ms is None else max(idle_ms, 0.0) / 1000)
-                    tickets, self._queue = self._queue, []
-                    if not tickets and self._stopped:
-                        return
-                self._handle(tickets)
+            self._handle(tickets)
         except BaseException as error:
             with self._wake:
                 self._stopped = True
                 left, self._queue = self._queue, []
-            for ticket in left:
+            for ticket in [*tickets, *left]:
                 ticket.fail(Closed("the actor stopped"))
             self._broken(error)

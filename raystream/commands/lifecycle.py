@@ -49,7 +49,7 @@ def _start(shell: Shell) -> int:
     where = shell.named_address or _owner(shell)
     if where is None and args.data_dir is None:
         left = localray.current()
-        where = args.address = left if left and localray.answers(left) else None
+        where = args.address = left if left and answers(left) else None
     if where is None:
         shell.note("starting Ray on this machine; it outlives this command")
         root = _root(shell)

@@ -95,16 +95,6 @@ def current() -> str | None:
         return None
 
 
-def answers(address: str) -> bool:
-    """Whether something listens at "host:port"."""
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=1).close()
-    except (OSError, ValueError):
-        return False
-    return True
-
-
 def use_token(*, make: bool = False) -> None:
     """Shows Ray the token in the home directory, as this machine's clusters ask for it: Ray itself shows it to none
     whose address it is told. `make` makes one, as a Ray that listens should have. Works only before Ray is imported."""

@@ -20,6 +20,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from raystream.actors.processes import answers
 from raystream.commands import localray
 from raystream.errors import ClusterNotFound
 
@@ -51,7 +52,7 @@ class Shell:
         import raystream
 
         named = self.named_address or ""
-        if named.rpartition(":")[2].isdigit() and "//" not in named and not localray.answers(named):
+        if named.rpartition(":")[2].isdigit() and "//" not in named and not answers(named):
             raise ClusterNotFound(f"nobody answers at {named}: is that the address of a Ray cluster's head?")
         with self.err.status("connecting"):
             return raystream.connect(self.args.address, data_dir=self.args.data_dir)

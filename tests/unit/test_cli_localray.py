@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from raystream.actors.processes import answers
 from raystream.commands import localray
 from raystream.commands.localray import LocalRay
 
@@ -72,6 +73,6 @@ def test_stop_leaves_anothers_address_alone(
 def test_answers() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
-        assert localray.answers(address)
-    assert not localray.answers(address)
-    assert not localray.answers("nonsense")
+        assert answers(address)
+    assert not answers(address)
+    assert not answers("nonsense")
