@@ -7,6 +7,7 @@ from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any
 
+from raystream.actors.processes import answers
 from raystream.commands import localray, topic
 from raystream.commands.shell import Shell, count_of
 from raystream.errors import ClusterNotFound, DataDirectoryInUse, Unavailable
