@@ -249,11 +249,17 @@ class BrokerActor:
             if specs:
                 self._served.update(self._hosts.open(specs, internal=internal))
         self._changed_now()
+        again = [key for key in keys if self._served.get(key) == ("", "")]
+        if again and not self._stopping.is_set():
+            threading.Timer(RETRY_S, self._submit_quietly, (lambda: self._serve(again),)).start()
+
+    def _submit_quietly(self, work: Callable[[], None]) -> None:
+        if not self._stopping.is_set():
+            self._supervisor.submit(work)
 
     def _actor_lost(self, name: str) -> None:
         """An actor's process is gone; called on a watcher's thread."""
-        if not self._stopping.is_set():
-            self._supervisor.submit(lambda: self._replace(name))
+        self._submit_quietly(lambda: self._replace(name))
 
     def _replace(self, name: str) -> None:
         if self._coordinator.lost(name):

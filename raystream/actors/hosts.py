@@ -63,7 +63,8 @@ class Hosts:
     # Placing --------------------------------------------------------------------------------------------------------
 
     def open(self, specs: Sequence[m.ReplicaSpec], *, internal: bool) -> dict[Key, tuple[str, str]]:
-        """Puts replicas into actors and opens them. Answers per replica the actor's name, or "" and why not."""
+        """Puts replicas into actors and opens them. Answers per replica the actor's name; or "" and why not, where
+        trying again would not help; or "" twice."""
         chosen = self._choose(specs, internal)
         self._remember()
         answers = []
@@ -75,7 +76,9 @@ class Hosts:
             try:
                 statuses = wait_for(answer, OPEN_TIMEOUT_MS)
             except RaystreamError as error:
-                served.update({(s.topic_id, s.partition): ("", str(error)) for s in own})
+                # an actor that died or is slow is no reason to call a partition broken: it is opened again
+                reason = "" if error.retriable else str(error)
+                served.update({(s.topic_id, s.partition): ("", reason) for s in own})
                 continue
             for status in statuses:
                 served[status.topic_id, status.partition] = ("", status.error) if status.error else (host.name, "")
