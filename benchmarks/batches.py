@@ -24,6 +24,8 @@ from raystream.schema import RAW_SCHEMA
 
 IN_FLIGHT = 4
 MEGABYTE = 1 << 20
+WARM_UP = 8
+"""Batches that do not count: a new actor touches its memory for the first time."""
 
 
 class BareWriter:
@@ -92,7 +94,7 @@ def append(cluster: rs.Cluster, size_bytes: int, count: int) -> float:
         reply = cluster._run(
             routing.call_coordinator(lambda port, left: port.init_producer(m.InitProducerRequest(), timeout_ms=left))
         )
-        batches = encoded(size_bytes, topic_id, reply.producer_id, count)
+        batches = encoded(size_bytes, topic_id, reply.producer_id, count + WARM_UP)
 
         async def work() -> float:
             leader = await routing.leader(topic, 0)
@@ -101,9 +103,11 @@ def append(cluster: rs.Cluster, size_bytes: int, count: int) -> float:
                 request = m.AppendRequest(topic_id=topic_id, partition=0, leader_epoch=leader.epoch)
                 await leader.port.append(request, batches[number], timeout_ms=30_000)
 
+            for number in range(WARM_UP):
+                await one(number)
             started = time.perf_counter()
-            await pipelined(count, one)
-            return sum(len(batch) for batch in batches) / (time.perf_counter() - started) / 1e6
+            await pipelined(count, lambda number: one(WARM_UP + number))
+            return sum(len(batch) for batch in batches[WARM_UP:]) / (time.perf_counter() - started) / 1e6
 
         figure: float = cluster._run(work())
         return figure
@@ -111,16 +115,18 @@ def append(cluster: rs.Cluster, size_bytes: int, count: int) -> float:
 
 def bare(cluster: rs.Cluster, actor: Any, size_bytes: int, count: int) -> float:
     """MB/s of the same bytes through the bare actor."""
-    data = pa.py_buffer(bytes(encoded(size_bytes, "00" * 16, 1, 1)[0]))
+    batches = [pa.py_buffer(message) for message in encoded(size_bytes, "00" * 16, 1, count + WARM_UP)]
     ray.get(actor.reset.remote())
 
     async def one(number: int) -> None:
-        await actor.write.remote(data)
+        await actor.write.remote(batches[number])
 
     async def work() -> float:
+        for number in range(WARM_UP):
+            await one(number)
         started = time.perf_counter()
-        await pipelined(count, one)
-        return float(count * data.size / (time.perf_counter() - started) / 1e6)
+        await pipelined(count, lambda number: one(WARM_UP + number))
+        return float(sum(batch.size for batch in batches[WARM_UP:]) / (time.perf_counter() - started) / 1e6)
 
     figure: float = cluster._run(work())
     return figure

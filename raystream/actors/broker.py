@@ -134,7 +134,8 @@ class BrokerActor:
         adopted = {key for host in self._hosts.hosts() for key in host.keys}
         for host in self._hosts.hosts():
             self._served.update(dict.fromkeys(host.keys, (host.name, "")))
-        self._coordinator.start_or_adopt()  # its process starts while the logs recover
+        self._hosts.keep_spare()  # starts beside the coordinator; the first to need an actor takes it
+        self._coordinator.start_or_adopt()
         self._store.ensure_internal_topics()
         self._serve([key for key in self._store.partitions() if key not in adopted])
         self._hosts.keep_spare()
