@@ -41,7 +41,6 @@ logger = logging.getLogger("raystream.coordinator")
 PARTITION: Final = 0
 CALL_WAIT_MS: Final = 15_000.0
 APPEND_TIMEOUT_MS: Final = 10_000.0
-LOAD_TIMEOUT_MS: Final = 30_000.0
 LOAD_CHUNK_BYTES: Final = 8 << 20
 WATCH_WAIT_MS: Final = 20_000
 LAG_EVERY_S: Final = 5.0

@@ -46,9 +46,6 @@ class Coordinator:
         """All topics that there are, name to id; see `Groups.know_topics`."""
         return self.groups.know_topics(topic_ids)
 
-    def drop_topics(self, topics: set[str]) -> Decision:
-        return self.groups.drop_topics(topics)
-
     def expire(self, now_ms: float) -> Decision:
         return self.groups.expire(now_ms)
 
