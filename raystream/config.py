@@ -59,6 +59,10 @@ class ConsumerConfig:
 
     auto_commit: bool = setting(True, choices=(True, False))
     auto_commit_interval_ms: int = setting(1_000, 10, 3_600_000)
+    """How often positions inside a batch are committed."""
+    commit_each_batch: bool = setting(True, choices=(True, False))
+    """A partition's next batch is handed out once the end of the one before is committed: a killed consumer repeats at
+    most one batch of each partition. False: only `auto_commit_interval_ms` counts, and a batch never waits."""
     session_timeout_ms: int = setting(10_000, 1_000, 3_600_000)
     heartbeat_interval_ms: int = setting(1_000, 50, 600_000)
     rebalance_timeout_ms: int = setting(60_000, 1_000, 3_600_000)

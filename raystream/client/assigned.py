@@ -33,6 +33,8 @@ class Assigned:
         self.position = offset
         self.processed = offset
         self.committed: int | None = None
+        self.due: int | None = None
+        """Nothing more is handed out before this position is committed."""
         self.generation = 0
         self.queue: deque[Fetched | Batch] = deque()
         self.buffered_bytes = 0
@@ -44,6 +46,11 @@ class Assigned:
         """Set on the loop when there may be room for more."""
         self.let_go = asyncio.Event()
         """Set on the loop when a partition that is being revoked is no longer in the user's hands."""
+
+    @property
+    def held_back(self) -> bool:
+        """Whether nothing of it is handed out at the moment."""
+        return self.paused or self.revoking or self.due is not None
 
     def drop_buffered(self) -> None:
         self.queue.clear()

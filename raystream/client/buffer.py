@@ -12,19 +12,22 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from raystream.batch import BatchHeader
 from raystream.client.assigned import Assigned, Hand
 from raystream.client.columns import Piece, decoded
 from raystream.client.delivered import Batch
-from raystream.client.fetched import Fetched
+from raystream.client.fetched import Fetched, join_head
 from raystream.client.loop import LONGEST_WAIT_S
 from raystream.client.records import Deserializer, Run
 from raystream.errors import Closed, CorruptBatch, NewerFormat, RaystreamError
 from raystream.types import TopicPartition
 
 Wake: TypeAlias = Callable[[], None]
+
+JOINED_BYTES: Final = 1 << 20
+"""Small fetches that queued up are handed out as one batch, of at most about this size."""
 
 
 class Buffer:
@@ -36,8 +39,10 @@ class Buffer:
         *,
         check_crcs: bool,
         deserializers: tuple[Deserializer | None, Deserializer | None],
+        max_batch_bytes: int = JOINED_BYTES,
     ) -> None:
         self._post = post
+        self._joined_bytes = min(max_batch_bytes, JOINED_BYTES)
         self._check_crcs = check_crcs
         self._deserializers = deserializers
         self._ready = threading.Condition()
@@ -45,6 +50,7 @@ class Buffer:
         self._turn: deque[TopicPartition] = deque()
         self._hand: Hand | None = None
         self._wakers: list[Wake] = []
+        self._when_finished: Callable[[], None] | None = None
         self._failure: RaystreamError | None = None
         self._stopped = False
         self._closed = False
@@ -99,6 +105,19 @@ class Buffer:
         with self._ready:
             if not self._closed:
                 self._failure = Closed("the connection to the cluster is closed: connect() again")
+                self._notify()
+
+    def commit_each_batch(self, when_finished: Callable[[], None]) -> None:
+        """From now on a batch waits until `committed` covers the one before it in its partition; `when_finished` is
+        called on the loop when there is a position to commit."""
+        self._when_finished = when_finished
+
+    def committed(self, slot: Assigned, offset: int) -> None:
+        """The group's position in the partition is `offset` now."""
+        with self._ready:
+            slot.committed = offset
+            if slot.due is not None and slot.due <= offset:
+                slot.due = None
                 self._notify()
 
     def slots(self) -> dict[TopicPartition, Assigned]:
@@ -175,10 +194,11 @@ class Buffer:
                 slot = self._in_turn()
                 if slot is None:
                     return None
+                join_head(slot.queue, self._joined_bytes)
                 item, generation = slot.queue[0], slot.generation
             batch, damaged = (item, None) if isinstance(item, Batch) else self._decode(slot, item)
             with self._ready:
-                if slot.generation != generation or slot.revoking or slot.paused:
+                if slot.generation != generation or slot.held_back:
                     continue  # moved, taken away or held back while its rows were decoded
                 # It leaves the queue only now, so that an interrupt during the decoding loses nothing.
                 hand = Hand(slot, batch, batch.runs(deserialize) if by_record else None) if len(batch) else None
@@ -195,7 +215,7 @@ class Buffer:
         for _ in range(len(self._turn)):
             slot = self._slots[self._turn[0]]
             self._turn.rotate(-1)
-            if slot.paused or slot.revoking:
+            if slot.held_back:
                 continue
             if slot.queue:
                 return slot
@@ -249,9 +269,15 @@ class Buffer:
             slot.processed = max(slot.processed, hand.batch.offsets.stop if whole else hand.handed_out)
             if not whole and not hand.cut:
                 self._put_back(hand, hand.handed_out)
+            self._finished(slot)
         self._hand = None
         if slot.revoking:
             self._post(slot.let_go.set)
+
+    def _finished(self, slot: Assigned) -> None:
+        if self._when_finished is not None and slot.processed != slot.committed:
+            slot.due = slot.processed
+            self._post(self._when_finished)
 
     def _put_back(self, hand: Hand, offset: int, end: int | None = None) -> None:
         hand.slot.position = offset
@@ -292,6 +318,7 @@ class Buffer:
                 self._hand.end()
             slot.generation += 1
             slot.drop_buffered()
+            slot.due = None
             slot.error = None
             slot.fetch_offset = slot.position = slot.processed = offset
 
@@ -336,7 +363,7 @@ class Buffer:
             return True
 
     def _any_ready(self) -> bool:
-        ready = (s for s in self._slots.values() if (s.queue or s.error) and not s.paused and not s.revoking)
+        ready = (s for s in self._slots.values() if (s.queue or s.error) and not s.held_back)
         return self._failure is not None or any(ready)
 
     def when_ready(self, wake: Wake) -> None:

@@ -42,9 +42,10 @@ class Consumer:
     """Reads topics record by record or batch by batch. Made by `cluster.consumer(…)`.
 
     Delivery is at least once: a record counts as processed when the next one is asked for, or when the consumer is
-    closed without an exception on its way; processed positions of a group are committed every
-    `auto_commit_interval_ms`, when a partition moves to another member, and at close. A record whose handling raised
-    is not committed and comes again in the next life of the group.
+    closed without an exception on its way; processed positions of a group are committed at the end of each batch,
+    before the partition's next one is handed out (`commit_each_batch`), every `auto_commit_interval_ms` inside a long
+    one, when a partition moves to another member, and at close. So a member that is killed repeats the batch it had in
+    hand and no more. A record whose handling raised is not committed and comes again in the next life of the group.
 
     `start` counts where there is no committed position (always, without a group). Errors that may pass are retried
     without end and never raised. One thread iterates; `stop`, `commit`, `pause`, `seek` and the looks at positions
@@ -73,7 +74,12 @@ class Consumer:
         self._deserializers = (key_deserializer, value_deserializer)
         self._pid = os.getpid()
         self._closed = False
-        self._buffer = Buffer(_poster(loop), check_crcs=config.check_crcs, deserializers=self._deserializers)
+        self._buffer = Buffer(
+            _poster(loop),
+            check_crcs=config.check_crcs,
+            deserializers=self._deserializers,
+            max_batch_bytes=config.max_fetch_bytes,
+        )
         self._session = Session(
             routing,
             config,

@@ -10,9 +10,10 @@ from __future__ import annotations
 import mmap
 import os
 import weakref
+from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 import pyarrow as pa
 
@@ -48,6 +49,31 @@ class Fetched:
     size_bytes: int
     high_watermark: int
     end_offset: int | None = None
+
+
+def join_head(queue: deque[Any], up_to_bytes: int) -> None:
+    """Makes one run of those at the head of a queue that follow each other in one schema, `up_to_bytes` at most."""
+    parts: list[Fetched] = []
+    size_bytes = 0
+    for part in queue:
+        if not isinstance(part, Fetched) or (parts and part.schema is not parts[0].schema):
+            break
+        size_bytes += part.size_bytes
+        if parts and size_bytes > up_to_bytes:
+            break
+        parts.append(part)
+    if len(parts) < 2:
+        return
+    for _ in parts:
+        queue.popleft()
+    queue.appendleft(
+        replace(
+            parts[-1],
+            entries=[entry for part in parts for entry in part.entries],
+            first_offset=parts[0].first_offset,
+            size_bytes=sum(part.size_bytes for part in parts),
+        )
+    )
 
 
 class _LiveMappings:

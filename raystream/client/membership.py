@@ -299,7 +299,7 @@ class Membership:
         )
         for partition, offset in held.items():
             if partition in self._owned:
-                self._owned[partition].committed = offset
+                self._buffer.committed(self._owned[partition], offset)
 
     async def leave(self) -> None:
         """Tells the coordinator at once, so that the others need not wait for the session to run out."""

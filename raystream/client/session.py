@@ -17,11 +17,11 @@ from raystream.client.assigned import Assigned
 from raystream.client.buffer import Buffer, watched
 from raystream.client.columns import Shape
 from raystream.client.fetcher import Fetcher
-from raystream.client.membership import Membership, Subscription
+from raystream.client.membership import COMMIT_AGAIN_MS, Membership, Subscription
 from raystream.client.positions import Offsets, Place, parse, partitions_of, resolve
 from raystream.client.routing import Routing
 from raystream.config import ConsumerConfig
-from raystream.errors import InvalidArgument, RaystreamError, TopicNotFound
+from raystream.errors import FencedMember, InvalidArgument, RaystreamError, TopicNotFound
 from raystream.types import EARLIEST, LATEST, PartitionLag, Position, Rows, TopicPartition
 
 log = logging.getLogger("raystream")
@@ -72,6 +72,7 @@ class Session:
         self._fetcher = Fetcher(routing, config, buffer, self._reset, may_vanish=subscription.pattern is not None)
         self._tasks: list[asyncio.Task[None]] = []
         self._closing: asyncio.Task[None] | None = None
+        self._finished = asyncio.Event()
         self._alone: dict[TopicPartition, Assigned] = {}
         self.membership: Membership | None = None
         if group is not None:
@@ -89,7 +90,9 @@ class Session:
         if self.membership is not None:
             self._spawn(self.membership.run())
             if self._config.auto_commit:
-                self._spawn(self._commit_regularly())
+                if self._config.commit_each_batch:
+                    self._buffer.commit_each_batch(self._finished.set)
+                self._spawn(self._commit_what_is_processed())
             return
         await self._take_alone(known)
         self._spawn(self._watch_topics())
@@ -198,13 +201,23 @@ class Session:
 
     # Commits --------------------------------------------------------------------------------------------------------
 
-    async def _commit_regularly(self) -> None:
+    async def _commit_what_is_processed(self) -> None:
+        """At the end of each batch, where it is to be so, and regularly. One commit at a time."""
+        pause_s = self._config.auto_commit_interval_ms / 1000
         while True:
-            await asyncio.sleep(self._config.auto_commit_interval_ms / 1000)
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._finished.wait(), pause_s)
+            self._finished.clear()
             try:
                 await self.commit_processed(self._config.request_timeout_ms)
+            except FencedMember as error:
+                log.debug("automatic commit: %s", error)
             except RaystreamError as error:
-                log.debug("automatic commit: %s; trying again", error)
+                if not error.retriable:
+                    raise
+                log.warning("no commit got through: %s; trying again", error)
+                await asyncio.sleep(COMMIT_AGAIN_MS / 1000)
+                self._finished.set()
 
     async def commit_processed(self, timeout_ms: float) -> None:
         """Commits what counts as processed and is not committed yet."""

@@ -206,6 +206,7 @@ class FakeCoordinator:
         self.left: list[str] = []
         self.errors: deque[Exception] = deque()
         self.commit_errors: deque[Exception] = deque()
+        self.commits_paused = False
         self.pinned: dict[str, set[tuple[str, int]]] = {}
         self.epoch = 0
 
@@ -251,6 +252,8 @@ class FakeCoordinator:
             member.assigned = (member.assigned & wanted) | (wanted - taken)
 
     async def commit(self, request: m.CommitRequest, *, timeout_ms: float) -> m.Done:
+        while self.commits_paused:  # noqa: ASYNC110  set by another thread
+            await asyncio.sleep(0.01)
         if self.commit_errors:
             raise self.commit_errors.popleft()
         if request.member_id not in self.members:

@@ -23,7 +23,9 @@ def cluster() -> Iterator[FakeCluster]:
 def test_records_and_commits(cluster: FakeCluster) -> None:
     async def main() -> list[bytes]:
         seen = []
-        async with Consumer(cluster.consumer(group="g", auto_commit_interval_ms=60_000)) as consumer:
+        async with Consumer(
+            cluster.consumer(group="g", auto_commit_interval_ms=60_000, commit_each_batch=False)
+        ) as consumer:
             async for record in consumer:
                 seen.append(record.value)
                 if len(seen) == 2:

@@ -267,7 +267,7 @@ def test_stop_ends_the_loop_from_another_thread(cluster: FakeCluster) -> None:
 
 
 def test_stop_from_inside_ends_after_the_record_in_hand(cluster: FakeCluster) -> None:
-    with cluster.consumer(group="g", auto_commit_interval_ms=60_000) as consumer:
+    with cluster.consumer(group="g", auto_commit_interval_ms=60_000, commit_each_batch=False) as consumer:
         seen = []
         for record in consumer:
             seen.append(record)
@@ -359,7 +359,7 @@ def test_a_wait_ends_when_the_connection_does(cluster: FakeCluster) -> None:
 
 
 def test_closing_from_another_thread_leaves_its_record_in_hand(cluster: FakeCluster) -> None:
-    consumer = cluster.consumer(group="g", auto_commit_interval_ms=60_000)
+    consumer = cluster.consumer(group="g", auto_commit_interval_ms=60_000, commit_each_batch=False)
     first = take(consumer, 1)[0]
     closer = threading.Thread(target=consumer.close)
     closer.start()

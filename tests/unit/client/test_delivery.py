@@ -26,7 +26,7 @@ def cluster() -> Iterator[FakeCluster]:
 
 def quiet(cluster: FakeCluster) -> Consumer:
     """A member that commits at its end only."""
-    return cluster.consumer(group="g", auto_commit_interval_ms=60_000)
+    return cluster.consumer(group="g", auto_commit_interval_ms=60_000, commit_each_batch=False)
 
 
 def take(consumer: Consumer, count: int) -> list[Record]:
@@ -79,17 +79,50 @@ def test_leaving_with_cleanly_counts(cluster: FakeCluster) -> None:
 
 
 def test_a_batch_counts_when_the_next_is_asked_for(cluster: FakeCluster) -> None:
-    cluster.topics["t"].partitions[0].max_fetch_bytes = 1  # a batch for each fetch
     consumer = cluster.consumer(group="g")
     first = consumer.poll(5)
-    assert first is not None and len(first) == 5
+    assert first is not None and len(first) == 7
     time.sleep(0.2)  # several automatic commits may pass: the batch in hand is in none of them
     assert cluster.committed() in (None, 0)
+    cluster.append("t", [b"7", b"8"])
     second = consumer.poll(5)
-    assert second is not None and second.offsets == range(5, 7)
-    eventually(lambda: cluster.committed() == 5)
-    consumer.close()
+    assert second is not None and second.offsets == range(7, 9)
     assert cluster.committed() == 7
+    consumer.close()
+    assert cluster.committed() == 9
+
+
+def test_the_next_batch_waits_until_the_one_before_is_committed(cluster: FakeCluster) -> None:
+    with cluster.consumer(group="g", auto_commit_interval_ms=60_000) as consumer:
+        assert consumer.poll(5) is not None
+        cluster.append("t", [b"7", b"8"])
+        cluster.coordinator_port.commits_paused = True
+        assert consumer.poll(0.3) is None
+        cluster.coordinator_port.commits_paused = False
+        second = consumer.poll(5)
+        assert second is not None and second.offsets == range(7, 9)
+        assert cluster.committed() == 7
+
+
+def test_batches_of_other_partitions_do_not_wait_for_a_commit(cluster: FakeCluster) -> None:
+    cluster.create("u", partitions=2)
+    for partition in (0, 1):
+        cluster.append("u", [b"a", b"b"], partition)
+    with cluster.consumer("u", group="g", auto_commit_interval_ms=60_000) as consumer:
+        eventually(lambda: len(consumer.assignment()) == 2)
+        cluster.coordinator_port.commits_paused = True
+        seen = {batch.partition for batch in (consumer.poll(5), consumer.poll(5)) if batch is not None}
+        assert seen == {0, 1}
+        cluster.coordinator_port.commits_paused = False
+
+
+def test_small_fetches_that_queue_up_are_one_batch(cluster: FakeCluster) -> None:
+    cluster.topics["t"].partitions[0].max_fetch_bytes = 1  # a fetch brings one stored batch
+    with cluster.consumer(group="g") as consumer:
+        eventually(lambda: [len(slot.queue) for slot in consumer._session.assigned().values()] == [2])
+        batch = consumer.poll(5)
+        assert batch is not None and batch.offsets == range(7)
+        assert batch.to_arrow().column("value").to_pylist() == [b"%d" % number for number in range(7)]
 
 
 def test_the_automatic_commit_follows_the_loop(cluster: FakeCluster) -> None:
@@ -159,14 +192,15 @@ def test_commit_by_hand_is_not_taken_back(cluster: FakeCluster) -> None:
 
 
 def test_commit_of_a_batch(cluster: FakeCluster) -> None:
-    cluster.topics["t"].partitions[0].max_fetch_bytes = 1
     with cluster.consumer(group="g", auto_commit=False) as consumer:
-        first, second = consumer.poll(5), consumer.poll(5)
+        first = consumer.poll(5)
+        cluster.append("t", [b"7", b"8"])
+        second = consumer.poll(5)
         assert first is not None and second is not None
         consumer.commit(first)
-        assert cluster.committed() == 5
-        consumer.commit(second)
         assert cluster.committed() == 7
+        consumer.commit(second)
+        assert cluster.committed() == 9
 
 
 def test_commit_needs_a_group(cluster: FakeCluster) -> None:

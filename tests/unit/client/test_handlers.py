@@ -32,7 +32,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCluster]:
 
 
 def member(cluster: FakeCluster, **how: Any) -> Consumer:
-    return cluster.consumer(group="g", auto_commit_interval_ms=60_000, **how)
+    return cluster.consumer(group="g", auto_commit_interval_ms=60_000, commit_each_batch=False, **how)
 
 
 class Handler:

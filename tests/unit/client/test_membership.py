@@ -53,7 +53,7 @@ def test_one_member_gets_everything_and_two_share(cluster: FakeCluster, coordina
 def test_a_partition_stays_owned_while_its_record_is_in_hand(
     cluster: FakeCluster, coordinator: FakeCoordinator
 ) -> None:
-    with cluster.consumer(group="g", client_id="a", auto_commit_interval_ms=60_000) as a:
+    with cluster.consumer(group="g", client_id="a", auto_commit_interval_ms=60_000, commit_each_batch=False) as a:
         records = iter(a)
         seen = [next(records)]
         while seen[-1].partition != 1 or seen[-1].offset < 3:
@@ -112,7 +112,7 @@ def test_unaffected_partitions_keep_flowing(cluster: FakeCluster, coordinator: F
 def test_a_fenced_member_joins_again_where_its_user_was(
     cluster: FakeCluster, coordinator: FakeCoordinator, error: Exception
 ) -> None:
-    with cluster.consumer(group="g", auto_commit_interval_ms=60_000) as consumer:
+    with cluster.consumer(group="g", auto_commit_interval_ms=60_000, commit_each_batch=False) as consumer:
         records = iter(consumer)
         seen = [next(records) for _ in range(4)]
         coordinator.forget_members()
