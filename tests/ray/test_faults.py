@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -189,7 +190,7 @@ def test_a_killed_consumer_is_replaced_and_repeats_one_batch_at_most(
             later[batch.partition].extend(record.offset for record in batch)
     for partition in (0, 1):
         own = [(start, stop) for number, start, stop in batches if number == partition]
-        assert all(before[1] == after[0] for before, after in zip(own, own[1:], strict=False))
+        assert all(before[1] == after[0] for before, after in itertools.pairwise(own))
         last_start, last_stop = own[-1]
         position = committed[partition]
         assert position is not None
