@@ -24,7 +24,7 @@ from raystream.schema import RAW_SCHEMA
 
 IN_FLIGHT = 4
 MEGABYTE = 1 << 20
-WARM_UP = 8
+WARM_UP = 12
 """Batches that do not count: a new actor touches its memory for the first time."""
 
 
@@ -32,7 +32,8 @@ class BareWriter:
     """Writes what it is given to a file and syncs it: no header, no checks, no offsets."""
 
     def __init__(self, path: str) -> None:
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        self._path = path
+        self._file = -1
 
     def write(self, data: Any) -> int:
         """Returns once the bytes are on the disk."""
@@ -40,10 +41,14 @@ class BareWriter:
         os.fdatasync(self._file)
         return len(memoryview(data))
 
-    def reset(self) -> None:
-        """Empties the file."""
-        os.ftruncate(self._file, 0)
-        os.lseek(self._file, 0, os.SEEK_SET)
+    def begin(self) -> None:
+        """A new file, as a new topic has."""
+        self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+
+    def end(self) -> None:
+        """Deletes it, as the topic is deleted: whoever writes next gets the page cache's memory that it leaves."""
+        os.close(self._file)
+        os.unlink(self._path)
 
 
 async def pipelined(calls: int, one: Any) -> None:
@@ -103,8 +108,7 @@ def append(cluster: rs.Cluster, size_bytes: int, count: int) -> float:
                 request = m.AppendRequest(topic_id=topic_id, partition=0, leader_epoch=leader.epoch)
                 await leader.port.append(request, batches[number], timeout_ms=30_000)
 
-            for number in range(WARM_UP):
-                await one(number)
+            await pipelined(WARM_UP, one)
             started = time.perf_counter()
             await pipelined(count, lambda number: one(WARM_UP + number))
             return sum(len(batch) for batch in batches[WARM_UP:]) / (time.perf_counter() - started) / 1e6
@@ -116,19 +120,19 @@ def append(cluster: rs.Cluster, size_bytes: int, count: int) -> float:
 def bare(cluster: rs.Cluster, actor: Any, size_bytes: int, count: int) -> float:
     """MB/s of the same bytes through the bare actor."""
     batches = [pa.py_buffer(message) for message in encoded(size_bytes, "00" * 16, 1, count + WARM_UP)]
-    ray.get(actor.reset.remote())
+    ray.get(actor.begin.remote())
 
     async def one(number: int) -> None:
         await actor.write.remote(batches[number])
 
     async def work() -> float:
-        for number in range(WARM_UP):
-            await one(number)
+        await pipelined(WARM_UP, one)
         started = time.perf_counter()
         await pipelined(count, lambda number: one(WARM_UP + number))
         return float(sum(batch.size for batch in batches[WARM_UP:]) / (time.perf_counter() - started) / 1e6)
 
     figure: float = cluster._run(work())
+    ray.get(actor.end.remote())
     return figure
 
 

@@ -101,6 +101,15 @@ class FetchReply:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointReply:
+    """Where an actor also takes calls from processes of its own node; no address: nowhere."""
+
+    node_id: str
+    address: str | None
+    protocol: int = PROTOCOL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ListOffsetsRequest:
     """The first offset whose timestamp is at or after `timestamp_ms`, or EARLIEST_TIMESTAMP, LATEST_TIMESTAMP."""
 

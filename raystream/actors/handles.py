@@ -16,6 +16,7 @@ import ray
 from ray import exceptions as ray_errors
 
 from raystream import messages as m
+from raystream.actors.connections import Shortcut
 from raystream.actors.launch import APPEND, CONTROL, FETCH, find_actor
 from raystream.batch import Bytes
 from raystream.config import INLINE_LIMIT_BYTES
@@ -24,6 +25,7 @@ from raystream.errors import ActorLost, ClusterGone, RaystreamError, RequestTime
 BROKER: Final = "raystream-broker"
 CONTROLLER_AGE_S: Final = 5.0
 FIND_TIMEOUT_S: Final = 5.0
+ASK_TIMEOUT_MS: Final = 5_000.0
 
 
 async def call(method: Any, *args: Any, timeout_ms: float) -> Any:
@@ -65,23 +67,33 @@ def translated(error: Exception, timeout_ms: float) -> Exception:
 
 
 class RayPartition:
-    """PartitionPort over a partition actor."""
+    """PartitionPort over a partition actor: appends and fetches through its endpoint where that is on this node."""
 
-    def __init__(self, handle: Any) -> None:
+    def __init__(self, handle: Any, node_id: str) -> None:
         self._append = handle.append.options(concurrency_group=APPEND)
         self._fetch = handle.fetch.options(concurrency_group=FETCH)
         self._list_offsets = handle.list_offsets.options(concurrency_group=CONTROL)
         self._delete_records = handle.delete_records.options(concurrency_group=CONTROL)
         self._status = handle.status.options(concurrency_group=CONTROL)
+        endpoint = handle.endpoint.options(concurrency_group=CONTROL)
+        self.shortcut = Shortcut(lambda: call(endpoint, timeout_ms=ASK_TIMEOUT_MS), node_id)
 
     async def append(self, request: m.AppendRequest, batch: Bytes, *, timeout_ms: float) -> m.AppendReply:
+        reply: m.AppendReply
+        if (direct := self.shortcut.current()) is not None:
+            reply = await direct.call("append", request, batch, timeout_ms=timeout_ms)
+            return reply
         # bytes travel cheapest inside the call, an Arrow buffer goes through shared memory without a copy
         payload = bytes(batch) if len(batch) <= INLINE_LIMIT_BYTES else pa.py_buffer(batch)
-        reply: m.AppendReply = await call(self._append, request, payload, timeout_ms=timeout_ms)
+        reply = await call(self._append, request, payload, timeout_ms=timeout_ms)
         return reply
 
     async def fetch(self, request: m.FetchRequest, *, timeout_ms: float) -> m.FetchReply:
-        reply: m.FetchReply = await call(self._fetch, request, timeout_ms=timeout_ms)
+        reply: m.FetchReply
+        if (direct := self.shortcut.current()) is not None:
+            reply = await direct.call("fetch", request, timeout_ms=timeout_ms)
+        else:
+            reply = await call(self._fetch, request, timeout_ms=timeout_ms)
         return reply
 
     async def list_offsets(self, request: m.ListOffsetsRequest, *, timeout_ms: float) -> m.OffsetReply:
@@ -192,7 +204,7 @@ class RayDirectory:
         self._refuse_gone()
         port = self._partitions.get(actor)
         if port is None:
-            port = self._partitions[actor] = RayPartition(self._find(actor))
+            port = self._partitions[actor] = RayPartition(self._find(actor), self._node_id)
         return port
 
     def coordinator(self, actor: str) -> RayCoordinator:
@@ -228,6 +240,11 @@ class RayDirectory:
             raise
         except Exception as error:
             raise Unavailable(f"Ray cannot look up the actor {name!r}: {error}") from error
+
+    def close(self) -> None:
+        """Ends the connections to endpoints. On the loop."""
+        for port in self._partitions.values():
+            port.shortcut.close()
 
     def _refuse_gone(self) -> None:
         if self.gone is not None:

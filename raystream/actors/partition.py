@@ -14,7 +14,10 @@ import traceback
 from collections.abc import Callable
 from typing import Any, Final
 
+import ray
+
 from raystream import messages as m
+from raystream.actors.endpoint import Endpoint
 from raystream.actors.launch import MAX_PARKED_FETCHES
 from raystream.actors.metrics import PartitionMetrics
 from raystream.actors.replica import Append, Replica
@@ -45,6 +48,7 @@ class PartitionActor:
             "raystream-writer", self._write, idle_ms=self._idle_ms, broken=self._fail_stop
         )
         self._writer.start()
+        self._endpoint = Endpoint(name, {"append": self.append, "fetch": self.fetch})
 
     # Asked by the broker ---------------------------------------------------------------------------------------------
 
@@ -67,8 +71,13 @@ class PartitionActor:
         """Closes every replica cleanly; the actor answers nothing afterwards."""
         self._on_writer(lambda: self._close(tuple(self._replicas)))
         self._writer.stop()
+        self._endpoint.stop()
 
     # Asked by clients ------------------------------------------------------------------------------------------------
+
+    def endpoint(self) -> m.EndpointReply:
+        """Where callers on this node may append and fetch as well, by `append` and `fetch`."""
+        return m.EndpointReply(node_id=ray.get_runtime_context().get_node_id(), address=self._endpoint.address)
 
     def append(self, request: m.AppendRequest, payload: Any) -> m.AppendReply:
         m.check_protocol(request.protocol)

@@ -31,6 +31,8 @@ from raystream.storage.files import Files
 from raystream.storage.log import Log
 from raystream.storage.producer_state import Duplicate
 
+GROUP_COMMIT_BYTES: Final = 1 << 20
+"""A sync waits for no more than this: beyond it, sending the next batches while one is synced gains more."""
 REORDER_WAIT_MS: Final = 2_000.0
 """How long an early batch waits for the one before it."""
 
@@ -58,6 +60,7 @@ class Replica:
         self._staged: list[Ticket[Append]] = []
         self._staged_producers: set[int] = set()
         self._written: list[tuple[Ticket[Append], m.AppendReply]] = []
+        self._unsynced_bytes = 0
         self._published = threading.Condition()
         self._parked = 0
         self._high_watermark = 0
@@ -182,6 +185,9 @@ class Replica:
             raise
         for ticket, result in zip(staged, results, strict=True):
             self._written.append((ticket, self._reply(result.base_offset, result.append_time_ms)))
+            self._unsynced_bytes += ticket.work.header.message_bytes
+        if self._unsynced_bytes >= GROUP_COMMIT_BYTES:
+            self._publish()
         for ticket in staged:
             header = ticket.work.header
             if header.producer_id != b.NO_PRODUCER_ID:
@@ -201,6 +207,7 @@ class Replica:
 
     def _publish(self) -> None:
         written, self._written = self._written, []
+        self._unsynced_bytes = 0
         try:
             end = self.log.flush() if self._config.flush == "fsync" else self.log.end_offset
         except Exception as error:

@@ -75,6 +75,8 @@ class Session:
             with contextlib.suppress(RaystreamError, ValueError):
                 stop_raystream(self.namespace)
         self.directory.gone = ClusterGone("this connection to the cluster was closed")
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            self.loop.asyncio_loop.call_soon_threadsafe(self.directory.close)
         self.loop.stop()
         if self.owns_ray or self.joined_ray:
             ray.shutdown()
