@@ -20,9 +20,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
+import ray
+
 from raystream import batch as b
 from raystream import messages as m
 from raystream.actors import state_rows
+from raystream.actors.endpoint import Endpoint
 from raystream.actors.handles import RayDirectory
 from raystream.actors.metrics import LagMetrics
 from raystream.actors.writer import Ticket, Writer
@@ -66,6 +69,7 @@ class CoordinatorActor:
             "raystream-coordinator", self._handle, idle_ms=self._idle_ms, broken=self._fail_stop
         )
         self._writer.start()
+        self._endpoint = Endpoint("raystream-coordinator", {"commit": self.commit, "heartbeat": self.heartbeat})
         self._loop.submit(self._watch_topics())
         self._loop.submit(self._publish_lag())
 
@@ -76,9 +80,14 @@ class CoordinatorActor:
     def stop(self) -> None:
         """Ends the thread; nothing is answered afterwards."""
         self._writer.stop()
+        self._endpoint.stop()
         self._loop.stop()
 
     # Calls ----------------------------------------------------------------------------------------------------------
+
+    def endpoint(self) -> m.EndpointReply:
+        """Where callers on this node may commit and heartbeat as well, by `commit` and `heartbeat`."""
+        return m.EndpointReply(node_id=ray.get_runtime_context().get_node_id(), address=self._endpoint.address)
 
     def init_producer(self, request: m.InitProducerRequest) -> m.InitProducerReply:
         """A producer id that nobody else has or had."""
@@ -117,7 +126,7 @@ class CoordinatorActor:
             assert self._state is not None
             return operation(self._state, now_ms)
 
-        return self._writer.submit(on_state).wait(CALL_WAIT_MS)
+        return self._writer.submit(on_state, here=True).wait(CALL_WAIT_MS)
 
     # On the coordinator's thread ------------------------------------------------------------------------------------
 

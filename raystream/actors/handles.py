@@ -66,6 +66,11 @@ def translated(error: Exception, timeout_ms: float) -> Exception:
     return error
 
 
+def _shortcut(handle: Any, node_id: str) -> Shortcut:
+    endpoint = handle.endpoint.options(concurrency_group=CONTROL)
+    return Shortcut(lambda: call(endpoint, timeout_ms=ASK_TIMEOUT_MS), node_id)
+
+
 class RayPartition:
     """PartitionPort over a partition actor: appends and fetches through its endpoint where that is on this node."""
 
@@ -75,8 +80,7 @@ class RayPartition:
         self._list_offsets = handle.list_offsets.options(concurrency_group=CONTROL)
         self._delete_records = handle.delete_records.options(concurrency_group=CONTROL)
         self._status = handle.status.options(concurrency_group=CONTROL)
-        endpoint = handle.endpoint.options(concurrency_group=CONTROL)
-        self.shortcut = Shortcut(lambda: call(endpoint, timeout_ms=ASK_TIMEOUT_MS), node_id)
+        self.shortcut = _shortcut(handle, node_id)
 
     async def append(self, request: m.AppendRequest, batch: Bytes, *, timeout_ms: float) -> m.AppendReply:
         reply: m.AppendReply
@@ -136,19 +140,29 @@ class RayController:
 
 
 class RayCoordinator:
-    """CoordinatorPort over a coordinator actor."""
+    """CoordinatorPort over a coordinator actor: heartbeats and commits through its endpoint where that is on this
+    node."""
 
-    def __init__(self, handle: Any) -> None:
+    def __init__(self, handle: Any, node_id: str) -> None:
         self._handle = handle
+        self.shortcut = _shortcut(handle, node_id)
         self._heartbeat = handle.heartbeat.options(concurrency_group=FETCH)
         self._commit = handle.commit.options(concurrency_group=APPEND)
 
     async def heartbeat(self, request: m.HeartbeatRequest, *, timeout_ms: float) -> m.HeartbeatReply:
-        reply: m.HeartbeatReply = await call(self._heartbeat, request, timeout_ms=timeout_ms)
+        reply: m.HeartbeatReply
+        if (direct := self.shortcut.current()) is not None:
+            reply = await direct.call("heartbeat", request, timeout_ms=timeout_ms)
+        else:
+            reply = await call(self._heartbeat, request, timeout_ms=timeout_ms)
         return reply
 
     async def commit(self, request: m.CommitRequest, *, timeout_ms: float) -> m.Done:
-        reply: m.Done = await call(self._commit, request, timeout_ms=timeout_ms)
+        reply: m.Done
+        if (direct := self.shortcut.current()) is not None:
+            reply = await direct.call("commit", request, timeout_ms=timeout_ms)
+        else:
+            reply = await call(self._commit, request, timeout_ms=timeout_ms)
         return reply
 
     async def init_producer(self, request: m.InitProducerRequest, *, timeout_ms: float) -> m.InitProducerReply:
@@ -211,7 +225,7 @@ class RayDirectory:
         self._refuse_gone()
         port = self._coordinators.get(actor)
         if port is None:
-            port = self._coordinators[actor] = RayCoordinator(self._find(actor))
+            port = self._coordinators[actor] = RayCoordinator(self._find(actor), self._node_id)
         return port
 
     async def _find_aside(self, name: str) -> Any:
@@ -243,7 +257,8 @@ class RayDirectory:
 
     def close(self) -> None:
         """Ends the connections to endpoints. On the loop."""
-        for port in self._partitions.values():
+        ports: list[RayPartition | RayCoordinator] = [*self._partitions.values(), *self._coordinators.values()]
+        for port in ports:
             port.shortcut.close()
 
     def _refuse_gone(self) -> None:
