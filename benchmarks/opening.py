@@ -27,6 +27,7 @@ from raystream.storage.files import DiskFiles
 from raystream.storage.log import Log
 
 TOPIC_ID = "ab" * 16
+PAST_CHECKPOINT_BYTES = 60 << 20
 
 
 def open_log(directory: str) -> Log:
@@ -42,11 +43,32 @@ def open_log(directory: str) -> Log:
 
 
 def fill(directory: str, size_bytes: int, *, clean: bool) -> None:
-    """Appends 1 MB batches in groups of eight, as a busy partition does; then stops cleanly or by SIGKILL."""
-    rows = 1000
+    """Appends 1 MB batches in groups of eight, as a busy partition does; then stops cleanly, or by SIGKILL at the worst
+    moment: as much as ever lies past the checkpoint, in batches of one small record."""
+    large, small = one_batch(1000, 1000), one_batch(1, 100)
+    log = open_log(directory)
+
+    def append(batch: tuple[memoryview, b.BatchHeader], count: int) -> None:
+        log.append([batch] * count, leader_epoch=0, high_watermark=log.high_watermark)
+        log.advance_high_watermark(log.flush())
+
+    while log.size_bytes < size_bytes:
+        append(large, 8)
+        log.maybe_checkpoint()
+    if clean:
+        log.close()
+        return
+    end = log.size_bytes + PAST_CHECKPOINT_BYTES
+    while log.size_bytes < end:
+        append(small, 500)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def one_batch(rows: int, record_bytes: int) -> tuple[memoryview, b.BatchHeader]:
+    """An encoded batch without a producer, which may be appended again and again."""
     columns = [
         pa.nulls(rows, pa.binary()),
-        pa.array([os.urandom(1000)] * rows, pa.binary()),
+        pa.array([os.urandom(record_bytes)] * rows, pa.binary()),
         pa.nulls(rows, RAW_SCHEMA.field("headers").type),
         pa.array([0] * rows, pa.int64()),
     ]
@@ -56,34 +78,28 @@ def fill(directory: str, size_bytes: int, *, clean: bool) -> None:
             topic_id=TOPIC_ID, partition=0, last_offset_delta=rows - 1, first_timestamp_ms=0, max_timestamp_ms=0
         ),
     )
-    header = b.parse(message)
-    log = open_log(directory)
-    while log.size_bytes < size_bytes:
-        log.append([(message, header)] * 8, leader_epoch=0, high_watermark=log.high_watermark)
-        log.advance_high_watermark(log.flush())
-        log.maybe_checkpoint()
-    if clean:
-        log.close()
-    else:
-        os.kill(os.getpid(), signal.SIGKILL)
+    return message, b.parse(message)
 
 
 def made(directory: Path, size_bytes: int, *, clean: bool) -> None:
     subprocess.run([sys.executable, "-m", "benchmarks.opening", "--fill", directory, str(size_bytes), str(int(clean))])
 
 
-def opening_s(directory: Path) -> float:
-    """Seconds to open in a fresh process, which then is killed so that the next run meets the same state."""
+def opening_ms(directory: Path, size_bytes: int) -> float:
+    """Milliseconds to open in a fresh process, which then is killed so that the next run meets the same state."""
     script = f"""
 import os, signal, time
 from benchmarks.opening import open_log
 started = time.perf_counter()
 log = open_log({str(directory)!r})
-print(time.perf_counter() - started, log.end_offset, flush=True)
+print((time.perf_counter() - started) * 1e3, log.size_bytes, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    return float(done.stdout.split()[0])
+    elapsed_ms, opened_bytes = done.stdout.split()
+    if int(opened_bytes) < size_bytes:
+        raise RuntimeError(f"{directory} holds {opened_bytes} bytes instead of {size_bytes}")
+    return float(elapsed_ms)
 
 
 def main() -> None:
@@ -102,11 +118,11 @@ def main() -> None:
         def case(name: str) -> float:
             for kept_file in (root / f"{name}.state").iterdir():
                 shutil.copy2(kept_file, root / name / kept_file.name)
-            return opening_s(root / name)
+            return opening_ms(root / name, kept[name])
 
         table = measure(
             f"opening a partition of {args.gigabytes} GB",
-            "s",
+            "ms",
             {name: lambda name=name: case(name) for name in kept},  # type: ignore[misc]
             runs=args.runs,
             better="lower",
