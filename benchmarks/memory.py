@@ -78,11 +78,12 @@ def main() -> None:
             process.wait(60)
         records = cluster.describe_topic("overload").records
     print(f"\n{records:,} records in {args.seconds} s\n")
-    print("| process | private MB, first third | last third | most |\n|---|---|---|---|")
+    print("private MB, medians of each sixth of the time after the first\n")
+    print("| process | second | third | fourth | fifth | last | most |\n|---|---|---|---|---|---|---|")
     for what, values in samples.items():
-        third = len(values) // 3
-        first, last = statistics.median(values[third // 2 : third + third // 2]), statistics.median(values[-third:])
-        print(f"| {what} | {first:.0f} | {last:.0f} | {max(values):.0f} |")
+        sixth = len(values) // 6
+        medians = [statistics.median(values[sixth * part : sixth * (part + 1)]) for part in range(1, 6)]
+        print(f"| {what} | {' | '.join(f'{median:.0f}' for median in medians)} | {max(values):.0f} |")
 
 
 if __name__ == "__main__":
