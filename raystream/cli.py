@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -34,14 +35,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except RaystreamError as error:
-        # An error that Ray carried out of an actor has the actor's traceback for its text, and its cause beside it.
-        cause = getattr(error, "cause", error)
         code = EXIT_USAGE if isinstance(error, InvalidArgument) else EXIT_FAILURE
-        return _fail(str(cause) or type(error).__name__, code)
+        return _fail(_in_shell_terms(str(error)) or type(error).__name__, code)
     except OSError as error:
         if error.filename is None:
             raise
         return _fail(f"{error.filename}: {error.strerror}", EXIT_FAILURE)
+
+
+def _in_shell_terms(sentence: str) -> str:
+    """What an error says to do, as a command where it is a call."""
+    return re.sub(r"cluster\.create_topic\('([^']*)'\)", r"raystream topic create \1", sentence)
 
 
 def _fail(sentence: str, code: int) -> int:

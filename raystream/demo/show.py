@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from rich.bar import Bar
 from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 BUSIEST: Final = 10
 _BAR_WIDTH: Final = 32
-_BAR: Final = "█"
 
 
 @dataclass
@@ -67,17 +67,18 @@ def statistics(frame: pd.DataFrame, names: dict[str, str]) -> Table:
     table = Table(
         box=None, pad_edge=False, header_style="bold", title=f"The {BUSIEST} busiest carriers", title_justify="left"
     )
-    for heading in ("carrier", "", "flights", "late", "mean delay", ""):
-        table.add_column(heading, justify="left" if heading in ("carrier", "") else "right", no_wrap=True)
+    table.add_column("carrier", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for heading in ("flights", "late", "mean delay"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("", max_width=_BAR_WIDTH)  # in a narrow terminal this one gives way
     means = mean_delays(frame)
     longest = max(means.values(), default=1.0)
     for carrier, mean in means.items():
         row = frame.loc[carrier]
-        bar = _BAR * max(1, round(mean / longest * _BAR_WIDTH))
         late = f"{row['late'] / row['departed']:.0%}"
-        table.add_row(
-            carrier, names.get(carrier, ""), f"{row['flights']:,}", late, f"{mean:.1f} min", Text(bar, "cyan")
-        )
+        bar = Bar(size=longest, begin=0, end=max(mean, 0), color="cyan")
+        table.add_row(carrier, names.get(carrier, ""), f"{row['flights']:,}", late, f"{mean:.1f} min", bar)
     return table
 
 
@@ -118,7 +119,7 @@ def summary(result: Reconciliation, outcome: Outcome | None) -> Table:
             table.add_row(
                 "takeover",
                 f"{outcome.takeover_seconds:.1f} s",
-                "from SIGKILL to the first batch of the other's partitions",
+                "from SIGKILL to the first batch of its partitions",
             )
     rate = result.produced / max(result.replay_seconds, 1e-9)
     table.add_row("replayed", f"{rate:,.0f}/s", f"into pandas in {result.replay_seconds:.2f} s")
@@ -127,7 +128,7 @@ def summary(result: Reconciliation, outcome: Outcome | None) -> Table:
     table.add_row("processed", f"{result.processed:,}", "distinct (partition, offset)")
     table.add_row("lost", Text(f"{result.lost:,}", "bold green" if result.lost == 0 else "bold red"))
     table.add_row(
-        "reprocessed", f"{result.reprocessed:,}", "after the takeover: done before the kill, not yet committed"
+        "reprocessed", f"{result.reprocessed:,}", "done before the kill and not yet committed"
     )
     return table
 
