@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from operator import attrgetter, itemgetter
 from typing import Final
@@ -110,24 +110,26 @@ async def _runs(routing: Routing, wanted: Range, offset: int, reply: m.FetchRepl
     return runs
 
 
-def decode_runs(runs: list[Fetched], check_crcs: bool) -> list[list[Piece]]:
+def decode_runs(runs: Sequence[tuple[TopicPartition, Fetched]], check_crcs: bool) -> list[list[Piece]]:
     """The pieces of each run. A second thread helps with the CRCs of large reads (crc32c leaves the GIL).
 
-    Raises the CorruptBatch of the lowest offset among those found.
+    Give all that is to be read at once: only at the very end does one thread wait for the other. Raises the
+    CorruptBatch of the first batch, in the order of the runs, among those found.
     """
     found: list[list[Piece]] = [[] for _ in runs]
-    jobs = iter([(into, run, entry) for into, run in zip(found, runs, strict=True) for entry in run.entries])
-    failures: list[tuple[int, RaystreamError]] = []
+    jobs = iter([(number, run, entry) for number, (_, run) in enumerate(runs) for entry in run.entries])
+    failures: list[tuple[int, int, RaystreamError]] = []
 
     def work() -> None:
-        for into, run, (header, message) in jobs:  # both threads draw from the one iterator
+        for number, run, (header, message) in jobs:  # both threads draw from the one iterator
             try:
-                into.append(decoded(header, message, run.schema, run.first_offset, run.end_offset, check_crcs))
+                piece = decoded(header, message, run.schema, run.first_offset, run.end_offset, check_crcs)
             except RaystreamError as error:
-                failures.append((header.base_offset, error))
+                failures.append((number, header.base_offset, error))
                 return
+            found[number].append(piece)
 
-    if check_crcs and sum(run.size_bytes for run in runs) >= HELP_FROM_BYTES:
+    if check_crcs and sum(run.size_bytes for _, run in runs) >= HELP_FROM_BYTES:
         second = threading.Thread(target=work, name="raystream-read", daemon=True)
         second.start()
         work()
@@ -137,5 +139,9 @@ def decode_runs(runs: list[Fetched], check_crcs: bool) -> list[list[Piece]]:
     else:
         work()
     if failures:
-        raise min(failures, key=itemgetter(0))[1]
+        number, offset, error = min(failures, key=itemgetter(0, 1))
+        topic, partition = runs[number][0]
+        if isinstance(error, CorruptBatch):
+            raise CorruptBatch(f"{runs[number][0]}: {error}", topic=topic, partition=partition, offset=offset) from None
+        raise error
     return found

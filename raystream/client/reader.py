@@ -19,7 +19,7 @@ from raystream.client.loop import BackgroundLoop
 from raystream.client.positions import Place, parse, partitions_of, resolve
 from raystream.client.records import runs as record_runs
 from raystream.client.routing import Routing
-from raystream.errors import CorruptBatch, InvalidArgument, OffsetOutOfRange
+from raystream.errors import InvalidArgument, OffsetOutOfRange
 from raystream.schema import RAW_SCHEMA, RESERVED_COLUMNS, restore
 from raystream.types import EARLIEST, LATEST, Position, Record, TopicPartition
 
@@ -194,7 +194,7 @@ class View:
         """The rows one by one as records (without `columns`, `filter` and `order`), read part by part."""
         for wanted in self._ranges:
             for fetched in self._parts(wanted):
-                for piece_list in decode_runs(fetched, self._check_crcs):
+                for piece_list in decode_runs([(wanted.partition, run) for run in fetched], self._check_crcs):
                     for run in record_runs(piece_list, self._shape, wanted.partition.partition):
                         yield from run.records
 
@@ -222,13 +222,13 @@ class View:
 
     def _table(self, ranges: list[Range], *, metadata: bool) -> pa.Table:
         parts = self._loop.run(self._fetch_all(ranges))
+        runs = [(wanted.partition, run) for wanted, fetched in zip(ranges, parts, strict=True) for run in fetched]
         total = sum(map(len, ranges))
         tables = []
         done = 0
-        for wanted, fetched in zip(ranges, parts, strict=True):
-            for part in self._decoded(wanted, fetched, metadata=metadata):
-                tables.append(part)
-                done += part.num_rows
+        for part in self._decoded(runs, metadata=metadata):
+            tables.append(part)
+            done += part.num_rows
             if self._progress is not None:
                 self._progress(done, total)
         return self._finished(self._joined(tables, metadata=metadata), metadata=metadata)
@@ -257,24 +257,17 @@ class View:
         done = 0
         for wanted in ranges:
             for fetched in self._parts(wanted):
-                yield from self._decoded(wanted, fetched, metadata=metadata)
+                yield from self._decoded([(wanted.partition, run) for run in fetched], metadata=metadata)
                 done += sum(run.next_offset - run.first_offset for run in fetched)
                 if self._progress is not None:
                     self._progress(done, total)
 
-    def _decoded(self, wanted: Range, fetched: list[Fetched], *, metadata: bool) -> Iterator[pa.Table]:
+    def _decoded(self, runs: Sequence[tuple[TopicPartition, Fetched]], *, metadata: bool) -> Iterator[pa.Table]:
         """Stored tables, filtered. They have the metadata columns where somebody needs them."""
         with_metadata = self._needs_metadata(metadata)
         keep = None if self._filter is not None or self._order == "time" else self._columns
-        try:
-            decoded = decode_runs(fetched, self._check_crcs)
-        except CorruptBatch as error:
-            topic, partition = wanted.partition
-            raise CorruptBatch(f"{wanted.partition}: {error}", topic=topic, partition=partition) from None
-        for run, pieces in zip(fetched, decoded, strict=True):
-            part = stored_table(
-                pieces, self._shape, run.schema, wanted.partition.partition, metadata=with_metadata, columns=keep
-            )
+        for (of, run), pieces in zip(runs, decode_runs(runs, self._check_crcs), strict=True):
+            part = stored_table(pieces, self._shape, run.schema, of.partition, metadata=with_metadata, columns=keep)
             yield part if self._filter is None else _apply(self._filter, part)
 
     def _needs_metadata(self, metadata: bool) -> bool:

@@ -15,7 +15,7 @@ import pytest
 from raystream.client import bounded
 from raystream.errors import CorruptBatch, InvalidArgument, OffsetOutOfRange, TopicNotFound
 from raystream.schema import RAW_READ_SCHEMA
-from tests.fakes.log import FakeCluster, raw_rows
+from tests.fakes.log import FakeCluster, FakePartition, raw_rows
 
 FLIGHTS = pa.schema(
     [
@@ -42,6 +42,18 @@ def flights(cluster: FakeCluster) -> None:
     for partition, carriers, delays in [(0, ["UA", "AA"], [5, -3]), (1, ["DL"], [60]), (0, ["UA"], [40])]:
         at = pa.array([1000 + d for d in delays], pa.timestamp("ms", "UTC"))
         cluster.append("flights", pa.record_batch([pa.array(carriers), pa.array(delays), at], schema=schema), partition)
+
+
+def flip(partition: FakePartition, number: int) -> None:
+    """Flips a bit in the rows of a batch, in its file too."""
+    stored = partition.batches[number]
+    data = bytearray(stored.data)
+    data[-150] ^= 1
+    stored.data = bytes(data)
+    if partition.path is not None:
+        content = bytearray(partition.path.read_bytes())
+        content[stored.position : stored.position + len(data)] = data
+        partition.path.write_bytes(content)
 
 
 def values(table: pa.Table) -> list[bytes]:
@@ -225,15 +237,7 @@ def test_records_that_are_gone(cluster: FakeCluster) -> None:
 
 
 def test_a_flipped_bit_is_never_data(cluster: FakeCluster) -> None:
-    partition = cluster.topics["t"].partitions[0]
-    stored = partition.batches[1]
-    data = bytearray(stored.data)
-    data[-150] ^= 1
-    stored.data = bytes(data)
-    if partition.path is not None:
-        content = bytearray(partition.path.read_bytes())
-        content[stored.position : stored.position + len(data)] = data
-        partition.path.write_bytes(content)
+    flip(cluster.topics["t"].partitions[0], 1)
     with pytest.raises(CorruptBatch, match="t-0: the batch at offset 2 fails its producer CRC"):
         cluster.view().to_arrow()
     assert values(cluster.view(end={0: 2, 1: 0}).to_arrow()) == [b"a", b"b"]
@@ -245,6 +249,25 @@ def test_large_reads_are_checked_by_two_threads_in_order(cluster: FakeCluster, m
     for _ in range(200):
         cluster.append("large", [b"v" * 50] * 20)
     assert cluster.view("large").to_arrow()["offset"].to_pylist() == list(range(4000))
+
+
+def test_two_threads_read_all_partitions_and_name_the_first_bad_batch(
+    cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounded, "HELP_FROM_BYTES", 1)
+    cluster.create("large", 3)
+    for partition in range(3):
+        for _ in range(50):
+            cluster.append("large", [b"v" * 50] * 20, partition)
+    view = cluster.view("large")
+    assert view.to_arrow()["offset"].to_pylist() == 3 * list(range(1000))
+    for partition, number in [(1, 30), (2, 0)]:
+        flip(cluster.topics["large"].partitions[partition], number)
+    with pytest.raises(CorruptBatch, match="large-1: the batch at offset 600 fails its producer CRC") as raised:
+        view.to_pandas()
+    assert (raised.value.topic, raised.value.partition, raised.value.offset) == ("large", 1, 600)
+    with pytest.raises(CorruptBatch, match="large-2: the batch at offset 0 fails"):
+        list(cluster.view("large", start={0: 1000, 1: 1000, 2: 0}).records())
 
 
 def test_a_leader_that_answers_in_parts(cluster: FakeCluster) -> None:
