@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass
 from operator import attrgetter, itemgetter
 from typing import Final
 
 from raystream import messages as m
+from raystream.batch import BatchHeader
 from raystream.client.columns import Piece, decoded
 from raystream.client.fetched import Fetched, SpanGone, SpanUnreadable, batches_from, pieces
 from raystream.client.fetcher import MAX_VANISHED_SPANS, schema_of
@@ -110,38 +111,82 @@ async def _runs(routing: Routing, wanted: Range, offset: int, reply: m.FetchRepl
     return runs
 
 
-def decode_runs(runs: Sequence[tuple[TopicPartition, Fetched]], check_crcs: bool) -> list[list[Piece]]:
-    """The pieces of each run. A second thread helps with the CRCs of large reads (crc32c leaves the GIL).
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """A run of batches with its rows, in offset order."""
 
-    Give all that is to be read at once: only at the very end does one thread wait for the other. Raises the
+    partition: TopicPartition
+    run: Fetched
+    pieces: list[Piece]
+
+
+def decode_runs(runs: Iterable[tuple[TopicPartition, Fetched]], check_crcs: bool) -> list[Decoded]:
+    """The rows of every run. A second thread helps with the CRCs of large reads (crc32c leaves the GIL).
+
+    `runs` is drawn as the work goes on, so that what has arrived is checked while the rest is on its way. Raises the
     CorruptBatch of the first batch, in the order of the runs, among those found.
     """
-    found: list[list[Piece]] = [[] for _ in runs]
-    jobs = iter([(number, run, entry) for number, (_, run) in enumerate(runs) for entry in run.entries])
-    failures: list[tuple[int, int, RaystreamError]] = []
-
-    def work() -> None:
-        for number, run, (header, message) in jobs:  # both threads draw from the one iterator
-            try:
-                piece = decoded(header, message, run.schema, run.first_offset, run.end_offset, check_crcs)
-            except RaystreamError as error:
-                failures.append((number, header.base_offset, error))
-                return
-            found[number].append(piece)
-
-    if check_crcs and sum(run.size_bytes for _, run in runs) >= HELP_FROM_BYTES:
-        second = threading.Thread(target=work, name="raystream-read", daemon=True)
-        second.start()
-        work()
-        second.join()
-        for pieces_of_run in found:
-            pieces_of_run.sort(key=attrgetter("base_offset"))
-    else:
-        work()
-    if failures:
-        number, offset, error = min(failures, key=itemgetter(0, 1))
-        topic, partition = runs[number][0]
+    work = _Decoding(runs, check_crcs)
+    work.go_on(with_help=check_crcs)
+    if work.broken is not None:
+        raise work.broken
+    if work.failures:
+        number, offset, error = min(work.failures, key=itemgetter(0, 1))
+        topic, partition = of = work.found[number].partition
         if isinstance(error, CorruptBatch):
-            raise CorruptBatch(f"{runs[number][0]}: {error}", topic=topic, partition=partition, offset=offset) from None
+            raise CorruptBatch(f"{of}: {error}", topic=topic, partition=partition, offset=offset) from None
         raise error
-    return found
+    for each in work.found:
+        each.pieces.sort(key=attrgetter("base_offset"))
+    return work.found
+
+
+class _Decoding:
+    """Batches still to decode, which one or two threads draw from."""
+
+    def __init__(self, runs: Iterable[tuple[TopicPartition, Fetched]], check_crcs: bool) -> None:
+        self.found: list[Decoded] = []
+        self.failures: list[tuple[int, int, RaystreamError]] = []
+        self.broken: Exception | None = None
+        self._check_crcs = check_crcs
+        self._arrived_bytes = 0
+        self._drawing = threading.Lock()
+        self._jobs = self._draw(runs)
+
+    def _draw(
+        self, runs: Iterable[tuple[TopicPartition, Fetched]]
+    ) -> Iterator[tuple[int, Decoded, tuple[BatchHeader, memoryview]]]:
+        for number, (partition, run) in enumerate(runs):
+            self._arrived_bytes += run.size_bytes
+            into = Decoded(partition, run, [])
+            self.found.append(into)
+            for entry in run.entries:
+                yield number, into, entry
+
+    def go_on(self, *, with_help: bool) -> None:
+        """Draws and decodes until nothing is left or something is damaged."""
+        helper: threading.Thread | None = None
+        while not self.failures and self.broken is None:
+            with self._drawing:
+                job = next(self._jobs, None)
+            if job is None:
+                break
+            if with_help and helper is None and self._arrived_bytes >= HELP_FROM_BYTES:
+                helper = threading.Thread(target=self._help, name="raystream-read", daemon=True)
+                helper.start()
+            number, into, (header, message) = job
+            run = into.run
+            try:
+                piece = decoded(header, message, run.schema, run.first_offset, run.end_offset, self._check_crcs)
+            except RaystreamError as error:
+                self.failures.append((number, header.base_offset, error))
+                break
+            into.pieces.append(piece)
+        if helper is not None:
+            helper.join()
+
+    def _help(self) -> None:
+        try:
+            self.go_on(with_help=False)
+        except Exception as error:  # noqa: BLE001  the caller's thread raises it
+            self.broken = error

@@ -61,7 +61,10 @@ class BackgroundLoop:
 
     def run(self, work: Coroutine[Any, Any, T], timeout_s: float | None = None) -> T:
         """Runs `work` on the loop and waits for it. An interrupt or a timeout cancels it."""
-        future = self.submit(work)
+        return self.wait(self.submit(work), timeout_s)
+
+    def wait(self, future: concurrent.futures.Future[T], timeout_s: float | None = None) -> T:
+        """The result of what was submitted. An interrupt or a timeout cancels it."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         try:
             while not future.done():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -194,8 +194,8 @@ class View:
         """The rows one by one as records (without `columns`, `filter` and `order`), read part by part."""
         for wanted in self._ranges:
             for fetched in self._parts(wanted):
-                for piece_list in decode_runs([(wanted.partition, run) for run in fetched], self._check_crcs):
-                    for run in record_runs(piece_list, self._shape, wanted.partition.partition):
+                for part in decode_runs([(wanted.partition, run) for run in fetched], self._check_crcs):
+                    for run in record_runs(part.pieces, self._shape, wanted.partition.partition):
                         yield from run.records
 
     def _end_rows(self, n: int, *, first: bool) -> pa.Table:
@@ -221,26 +221,31 @@ class View:
     # Reading --------------------------------------------------------------------------------------------------------
 
     def _table(self, ranges: list[Range], *, metadata: bool) -> pa.Table:
-        parts = self._loop.run(self._fetch_all(ranges))
-        runs = [(wanted.partition, run) for wanted, fetched in zip(ranges, parts, strict=True) for run in fetched]
         total = sum(map(len, ranges))
         tables = []
         done = 0
-        for part in self._decoded(runs, metadata=metadata):
+        for part in self._decoded(self._arriving(ranges), metadata=metadata):
             tables.append(part)
             done += part.num_rows
             if self._progress is not None:
                 self._progress(done, total)
         return self._finished(self._joined(tables, metadata=metadata), metadata=metadata)
 
-    async def _fetch_all(self, ranges: list[Range]) -> list[list[Fetched]]:
-        async def one(wanted: Range) -> list[Fetched]:
-            found: list[Fetched] = []
-            async for runs in fetch_range(self._routing, wanted, mmap=self._mmap, whole=True):
-                found.extend(runs)
-            return found
+    def _arriving(self, ranges: list[Range]) -> Iterator[tuple[TopicPartition, Fetched]]:
+        """All ranges, fetched at the same time and given out in order."""
 
-        return await asyncio.gather(*map(one, ranges))
+        async def one(wanted: Range) -> list[Fetched]:
+            parts = fetch_range(self._routing, wanted, mmap=self._mmap, whole=True)
+            return [run async for runs in parts for run in runs]
+
+        fetching = [self._loop.submit(one(wanted)) for wanted in ranges]
+        try:
+            for wanted, future in zip(ranges, fetching, strict=True):
+                for run in self._loop.wait(future):
+                    yield wanted.partition, run
+        finally:
+            for future in fetching:
+                future.cancel()
 
     def _parts(self, wanted: Range) -> Iterator[list[Fetched]]:
         """The range part by part, so that a long read need not fit into memory."""
@@ -262,12 +267,13 @@ class View:
                 if self._progress is not None:
                     self._progress(done, total)
 
-    def _decoded(self, runs: Sequence[tuple[TopicPartition, Fetched]], *, metadata: bool) -> Iterator[pa.Table]:
+    def _decoded(self, runs: Iterable[tuple[TopicPartition, Fetched]], *, metadata: bool) -> Iterator[pa.Table]:
         """Stored tables, filtered. They have the metadata columns where somebody needs them."""
         with_metadata = self._needs_metadata(metadata)
         keep = None if self._filter is not None or self._order == "time" else self._columns
-        for (of, run), pieces in zip(runs, decode_runs(runs, self._check_crcs), strict=True):
-            part = stored_table(pieces, self._shape, run.schema, of.partition, metadata=with_metadata, columns=keep)
+        for each in decode_runs(runs, self._check_crcs):
+            of, schema = each.partition.partition, each.run.schema
+            part = stored_table(each.pieces, self._shape, schema, of, metadata=with_metadata, columns=keep)
             yield part if self._filter is None else _apply(self._filter, part)
 
     def _needs_metadata(self, metadata: bool) -> bool:
