@@ -127,9 +127,7 @@ def summary(result: Reconciliation, outcome: Outcome | None) -> Table:
     table.add_row("produced", f"{result.produced:,}")
     table.add_row("processed", f"{result.processed:,}", "distinct (partition, offset)")
     table.add_row("lost", Text(f"{result.lost:,}", "bold green" if result.lost == 0 else "bold red"))
-    table.add_row(
-        "reprocessed", f"{result.reprocessed:,}", "done before the kill and not yet committed"
-    )
+    table.add_row("reprocessed", f"{result.reprocessed:,}", "done before the kill and not yet committed")
     return table
 
 
