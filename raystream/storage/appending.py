@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import pyarrow as pa
 
@@ -14,6 +14,8 @@ from raystream.errors import InvalidRecord
 from raystream.schema import schema_message
 from raystream.storage.segment import Segment, Tail
 
+Batches: TypeAlias = "Sequence[tuple[memoryview, b.BatchHeader]]"
+
 
 class AppendResult(NamedTuple):
     """Where a batch stands: its offsets are `base_offset` to `next_offset`, half-open."""
@@ -21,6 +23,24 @@ class AppendResult(NamedTuple):
     base_offset: int
     next_offset: int
     append_time_ms: int
+
+
+class Placement(NamedTuple):
+    """A batch at the place it gets in a segment. The header is the producer's: offset and time stand here."""
+
+    position: int
+    base_offset: int
+    append_time_ms: int
+    header: b.BatchHeader
+
+
+class Stamped(NamedTuple):
+    """A batch with its offset and time, as the pieces that make its bytes."""
+
+    base_offset: int
+    append_time_ms: int
+    header: b.BatchHeader
+    pieces: Sequence[b.Bytes]
 
 
 @dataclass(slots=True)
@@ -32,9 +52,8 @@ class Run:
     opens: bool
     end: int
     first_append_ms: int
-    append_ms: int
     pieces: list[b.Bytes] = field(default_factory=list)
-    placed: list[tuple[int, int, b.BatchHeader]] = field(default_factory=list)
+    placed: list[Placement] = field(default_factory=list)
 
 
 class SchemaHeads:
@@ -55,42 +74,49 @@ class SchemaHeads:
         return found
 
 
-def lay_out(
-    batches: Sequence[tuple[memoryview, b.BatchHeader]],
-    active: Segment | None,
-    leader: b.LeaderFields,
-    *,
-    heads: SchemaHeads,
-    config: TopicConfig,
-) -> tuple[list[Run], list[AppendResult]]:
-    """The runs that append `batches` from the offset `leader.base_offset` on. Changes nothing."""
+def as_leader(batches: Batches, leader: b.LeaderFields) -> Iterator[Stamped]:
+    """Batches from producers, at consecutive offsets from the one in `leader` on, with its fields patched in."""
     offset, epoch, high_watermark, now_ms = (
         leader.base_offset,
         leader.leader_epoch,
         leader.high_watermark,
         leader.append_time_ms,
     )
+    for message, header in batches:
+        pieces = b.with_leader_fields(message, header, b.LeaderFields(offset, epoch, high_watermark, now_ms))
+        yield Stamped(offset, now_ms, header, pieces)
+        offset += header.last_offset_delta + 1
+
+
+def as_follower(batches: Batches) -> Iterator[Stamped]:
+    """Batches from a leader's log, byte for byte."""
+    for message, header in batches:
+        yield Stamped(header.base_offset, header.append_time_ms, header, [message])
+
+
+def lay_out(
+    batches: Iterable[Stamped], active: Segment | None, *, heads: SchemaHeads, config: TopicConfig
+) -> tuple[list[Run], list[AppendResult]]:
+    """The runs that append `batches`. Changes nothing."""
     runs: list[Run] = []
     results: list[AppendResult] = []
     run: Run | None = None
     if active is not None:
         tail: Tail = active.tail
-        run = Run(active.schema_id, active.base_offset, False, tail.size, tail.first_append_ms, now_ms)
-    for message, header in batches:
+        run = Run(active.schema_id, active.base_offset, False, tail.size, tail.first_append_ms)
+    for offset, append_ms, header, pieces in batches:
         if (
             run is None
             or header.schema_id != run.schema_id
             or run.end + header.message_bytes > config.segment_bytes
-            or now_ms - run.first_append_ms >= config.segment_ms
+            or append_ms - run.first_append_ms >= config.segment_ms
         ):
             head = heads.head(header.schema_id)
-            run = Run(header.schema_id, offset, True, len(head), now_ms, now_ms, [head])
+            run = Run(header.schema_id, offset, True, len(head), append_ms, [head])
         if not run.placed:
             runs.append(run)
-        run.pieces += b.with_leader_fields(message, header, b.LeaderFields(offset, epoch, high_watermark, now_ms))
-        run.placed.append((run.end, offset, header))
+        run.pieces += pieces
+        run.placed.append(Placement(run.end, offset, append_ms, header))
         run.end += header.message_bytes
-        next_offset = offset + header.last_offset_delta + 1
-        results.append(AppendResult(offset, next_offset, now_ms))
-        offset = next_offset
+        results.append(AppendResult(offset, offset + header.last_offset_delta + 1, append_ms))
     return runs, results

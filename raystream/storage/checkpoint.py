@@ -25,8 +25,9 @@ class Checkpoint:
     """Everything below the recovery point is on the disk and was checked.
 
     The recovery point is `offset`, which begins at `position` of the segment whose base offset is `segment` (-1: the
-    log has no segment). `producers` is the offset that names the producer snapshot taken there (-1: there was none).
-    `clean` says that the log was closed in order; recovery does not rely on it.
+    log has no segment). `epochs` are the leader epochs up to there, each with the offset where it begins. `producers`
+    is the offset that names the producer snapshot taken there (-1: there was none). `clean` says that
+    the log was closed in order; recovery does not rely on it.
     """
 
     topic_id: str
@@ -37,6 +38,7 @@ class Checkpoint:
     high_watermark: int
     start_offset: int
     producers: int
+    epochs: tuple[tuple[int, int], ...]
     clean: bool = False
 
     def to_bytes(self) -> bytes:

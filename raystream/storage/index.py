@@ -58,6 +58,11 @@ class Index:
     def __len__(self) -> int:
         return self._count
 
+    @property
+    def entries(self) -> bytes:
+        """All entries, packed."""
+        return bytes(self._entries[: self._count * ENTRY_BYTES])
+
     def __getitem__(self, place: int) -> tuple[int, int, int]:
         """(base offset, position, greatest timestamp before it)."""
         if not 0 <= place < self._count:
@@ -109,7 +114,7 @@ class Index:
             coverage.max_timestamp_ms,
             coverage.first_append_ms,
         )
-        entries = bytes(self._entries[: self._count * ENTRY_BYTES])
+        entries = self.entries
         return head + _CRC.pack(crc32c(entries, crc32c(head))) + entries
 
 

@@ -8,21 +8,31 @@ it and open it again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Final
 
 import pyarrow as pa
 
-from raystream.batch import BatchHeader, LeaderFields
+from raystream.batch import LeaderFields
 from raystream.clock import Clock
 from raystream.config import MIB, TopicConfig
-from raystream.errors import DiskFull, OffsetOutOfRange, StorageError
+from raystream.errors import DiskFull, InvalidArgument, InvalidRecord, OffsetOutOfRange, StorageError
 from raystream.messages import Span
 from raystream.schema import RAW_SCHEMA
 from raystream.storage import reading
-from raystream.storage.appending import AppendResult, Run, SchemaHeads, lay_out
+from raystream.storage.appending import (
+    AppendResult,
+    Batches,
+    Run,
+    SchemaHeads,
+    Stamped,
+    as_follower,
+    as_leader,
+    lay_out,
+)
 from raystream.storage.checkpoint import CHECKPOINT_NAME, Checkpoint
+from raystream.storage.epochs import Epochs
 from raystream.storage.files import AppendHandle, Files, LockHandle
 from raystream.storage.producer_state import ProducerState
 from raystream.storage.recovery import SNAPSHOT_SUFFIX, Recovered, Recovery, offset_in_name
@@ -56,6 +66,7 @@ class Log:
         min_free_bytes: int,
     ) -> None:
         self.producers: ProducerState = recovered.producers
+        self.epochs: Epochs = recovered.epochs
         self.start_offset = recovered.start_offset
         self.end_offset = recovered.end_offset
         self.flushed_end_offset = recovered.end_offset
@@ -139,9 +150,7 @@ class Log:
 
     # Appending ------------------------------------------------------------------------------------------------------
 
-    def append(
-        self, batches: Sequence[tuple[memoryview, BatchHeader]], *, leader_epoch: int, high_watermark: int
-    ) -> list[AppendResult]:
+    def append(self, batches: Batches, *, leader_epoch: int, high_watermark: int) -> list[AppendResult]:
         """Appends encoded batches as they are, with the leader's fields patched in; does not sync.
 
         Each comes with its header as parsed; CRC and sequence have been checked by the caller. Raises DiskFull (the log
@@ -152,11 +161,34 @@ class Log:
         now_ms = self._clock.now_ms()
         # A header states only what is on the disk as published: recovery takes it as proof that nothing may be missing.
         leader = LeaderFields(self.end_offset, leader_epoch, min(high_watermark, self.flushed_end_offset), now_ms)
+        return self._append(batches, as_leader(batches, leader), leader_epoch)
+
+    def append_as_follower(self, batches: Batches) -> int:
+        """Appends batches from the leader's log, byte for byte; does not sync. Returns the new end offset.
+
+        CRCs have been checked by the caller. Raises as `append`, and InvalidRecord where the batches do not go on from
+        the log's end, or from its last epoch.
+        """
+        self._refuse_if_failed()
+        expected, epoch = self.end_offset, self.epochs.last
+        for _, header in batches:
+            if header.base_offset != expected or header.leader_epoch < epoch:
+                raise InvalidRecord(
+                    f"a batch of epoch {header.leader_epoch} at offset {header.base_offset} does not follow epoch "
+                    f"{epoch} at offset {expected}"
+                )
+            expected, epoch = header.next_offset, header.leader_epoch
+        self._keep_space_free(sum(header.message_bytes for _, header in batches))
+        self._append(batches, as_follower(batches), None)
+        return self.end_offset
+
+    def _append(self, batches: Batches, stamped: Iterable[Stamped], epoch: int | None) -> list[AppendResult]:
         active = self._segments[-1] if self._segments else None
-        runs, results = lay_out(batches, active, leader, heads=self._heads, config=self._config)
+        runs, results = lay_out(stamped, active, heads=self._heads, config=self._config)
         self._write(runs)
         for (_, header), result in zip(batches, results, strict=True):
-            self.producers.record(header, result.base_offset, now_ms)
+            self.producers.record(header, result.base_offset, result.append_time_ms)
+            self.epochs.note(header.leader_epoch if epoch is None else epoch, result.base_offset)
         if results:
             self.end_offset = results[-1].next_offset
         return results
@@ -177,8 +209,8 @@ class Log:
             self._undo(opened, error)
             raise
         for run, segment in zip(runs, self._targets(runs, opened), strict=True):
-            segment.extend(run.placed, run.end, run.append_ms)
-            self._bytes_since_checkpoint += run.end - run.placed[0][0]
+            segment.extend(run.placed, run.end)
+            self._bytes_since_checkpoint += run.end - run.placed[0].position
         if opened:
             self._rolled(opened)
 
@@ -350,6 +382,7 @@ class Log:
         if offset <= self.start_offset:
             return
         before, self.start_offset = self.start_offset, offset
+        self.epochs.drop_before(offset)
         gone = [s for s in self._segments[:-1] if s.tail.end_offset <= offset]
         try:
             self._checkpoint_making_room(gone)
@@ -362,6 +395,55 @@ class Log:
             self._files.unlink(segment.index_path)
         if gone:
             self._files.sync_dir(self._directory)
+
+    def truncate(self, offset: int) -> int:
+        """Drops the batches that hold `offset` or a later one, for a replica whose log parts from its leader's there.
+        Durable when it returns the new end offset. Raises InvalidArgument below the high watermark.
+
+        A crash half-way leaves the log as it was, or less of it that still ends at a batch's end and holds everything
+        below `offset`. After a StorageError the log takes no more writes.
+        """
+        self._refuse_if_failed()
+        if offset < self.high_watermark:
+            raise InvalidArgument(f"offset {offset} is published: the high watermark is {self.high_watermark}")
+        if offset >= self.end_offset:
+            return self.end_offset
+        place = reading.segment_of(self._segments, offset)
+        end, position = self._segments[place].locate(offset)
+        whole = place if end == self._segments[place].base_offset else place + 1
+        gone = self._segments[whole:]
+        kept = self._segments[:place]
+        if whole > place:
+            kept = (*kept, self._segments[place].shortened(end, position))
+        try:
+            self._shorten(kept, gone, end)
+        except StorageError as error:
+            self._failure = error
+            raise
+        return end
+
+    def _shorten(self, kept: tuple[Segment, ...], gone: tuple[Segment, ...], end: int) -> None:
+        """The checkpoint first: from then on nothing past `end` is taken for granted. Then later segments go, the last
+        one first, so that what is left is a log at every moment; then the file of the last that stays is cut."""
+        if self._handle is not None:
+            self._handle.close()
+        self._handle = self._files.open_append(kept[-1].path) if kept else None
+        recovery = Recovery(self._files, self._directory, self._identity, self._clock)
+        self.producers = recovery.producers_at(kept, end)
+        self.epochs.cut(end)
+        self._segments, self.end_offset = kept, end
+        self.flushed_end_offset = min(self.flushed_end_offset, end)
+        self.start_offset = min(self.start_offset, end)
+        self._snapshot_offset = -1
+        self._remove_snapshots_past(end)
+        self.checkpoint()
+        for segment in reversed(gone):
+            self._files.unlink(segment.path)
+            self._files.unlink(segment.index_path)
+            self._files.sync_dir(self._directory)
+        if self._handle is not None and self._handle.size > kept[-1].tail.size:
+            self._handle.truncate(kept[-1].tail.size)
+            self._handle.sync()
 
     def _checkpoint_making_room(self, gone: list[Segment]) -> None:
         """Deleting must work on a disk without a byte of room: index files of what goes can go first."""
@@ -409,6 +491,7 @@ class Log:
             high_watermark=min(self.high_watermark, end),
             start_offset=self.start_offset,
             producers=taken,
+            epochs=self.epochs.starts,
             clean=clean,
         )
         self._files.write_atomically(f"{self._directory}/{CHECKPOINT_NAME}", point.to_bytes())
@@ -435,6 +518,13 @@ class Log:
         names = [n for n in self._files.listdir(self._directory) if offset_in_name(n, SNAPSHOT_SUFFIX) is not None]
         for name in names[: -2 if keep >= 0 else None]:
             self._files.unlink(f"{self._directory}/{name}")
+
+    def _remove_snapshots_past(self, offset: int) -> None:
+        """Of batches that are about to go: others may take their offsets."""
+        for name in self._files.listdir(self._directory):
+            taken_at = offset_in_name(name, SNAPSHOT_SUFFIX)
+            if taken_at is not None and taken_at > offset:
+                self._files.unlink(f"{self._directory}/{name}")
 
     def close(self) -> None:
         """Flushes, states in the checkpoint that the log was closed in order, and gives the lock back."""

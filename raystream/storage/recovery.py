@@ -15,6 +15,7 @@ from raystream import batch as b
 from raystream.clock import Clock
 from raystream.errors import CorruptBatch, CorruptLog, NewerFormat
 from raystream.storage.checkpoint import CHECKPOINT_NAME, Checkpoint, read_checkpoint
+from raystream.storage.epochs import Epochs
 from raystream.storage.files import TEMPORARY_SUFFIX, Files
 from raystream.storage.index import Index
 from raystream.storage.producer_state import ProducerState
@@ -33,6 +34,7 @@ class Recovered:
     end_offset: int
     high_watermark: int
     producers: ProducerState
+    epochs: Epochs
     snapshot_offset: int
     changed: bool
 
@@ -54,6 +56,7 @@ class Recovery:
         self._names = files.listdir(directory)
         self._changed = False
         self._high_watermark = 0
+        self._epochs = Epochs()
         self._producers = ProducerState(clock)
         self._producers_from = 0  # batches at or past this offset are still to be recorded
 
@@ -64,6 +67,7 @@ class Recovery:
         if checkpoint is not None:
             self._check_against(checkpoint, bases)
             self._high_watermark = checkpoint.high_watermark
+            self._epochs = Epochs(checkpoint.epochs)
         snapshot_offset = self._load_snapshot(checkpoint)
         segments = self._open_segments(checkpoint, bases)
         end_offset = segments[-1].tail.end_offset if segments else self._end_without_segments(checkpoint, bases)
@@ -71,7 +75,7 @@ class Recovery:
         start_offset = start_offset if segments else end_offset
         if snapshot_offset < 0:
             self._rebuild_producers(segments, end_offset)
-        segments = self._remove_leftovers(segments, start_offset)
+        segments = self._remove_leftovers(segments, start_offset, end_offset)
         if self._changed:
             self._files.sync_dir(self._directory)
         return Recovered(
@@ -80,6 +84,7 @@ class Recovery:
             end_offset,
             min(self._high_watermark, end_offset),
             self._producers,
+            self._epochs,
             snapshot_offset,
             self._changed or checkpoint is None,
         )
@@ -145,21 +150,27 @@ class Recovery:
         return (state, taken_at) if taken_at == offset else None
 
     def _rebuild_producers(self, segments: tuple[Segment, ...], end_offset: int) -> None:
+        self._producers = self.producers_at(segments, end_offset)
+        self._changed = True
+
+    def producers_at(self, segments: tuple[Segment, ...], end_offset: int) -> ProducerState:
+        """What is known of the producers of a log that ends at `end_offset`: from the newest good snapshot and the
+        batches after it."""
         offsets = [o for name in self._names if (o := offset_in_name(name, SNAPSHOT_SUFFIX)) is not None]
         since = 0
-        self._producers = ProducerState(self._clock)
+        producers = ProducerState(self._clock)
         for offset in sorted(offsets, reverse=True):
             loaded = self._read_snapshot(offset) if offset <= end_offset else None
             if loaded is not None:
-                self._producers, since = loaded
+                producers, since = loaded
                 break
         for segment in segments:
             if segment.tail.end_offset > since and len(segment.index):
                 base_offset, position = segment.index.at_offset(since)
                 for _, header in segment.walk(position, base_offset):
                     if header.base_offset >= since:
-                        self._producers.record(header, header.base_offset, header.append_time_ms)
-        self._changed = True
+                        producers.record(header, header.base_offset, header.append_time_ms)
+        return producers
 
     # Segments -------------------------------------------------------------------------------------------------------
 
@@ -233,6 +244,7 @@ class Recovery:
 
     def _note(self, header: b.BatchHeader) -> None:
         self._high_watermark = max(self._high_watermark, header.high_watermark)
+        self._epochs.note(header.leader_epoch, header.base_offset)
         if header.base_offset >= self._producers_from:
             self._producers.record(header, header.base_offset, header.append_time_ms)
 
@@ -274,8 +286,10 @@ class Recovery:
             position += _SCAN_BYTES
         return greatest
 
-    def _remove_leftovers(self, segments: tuple[Segment, ...], start_offset: int) -> tuple[Segment, ...]:
-        """Finishes what a crash interrupted: a deletion, a file that was being replaced."""
+    def _remove_leftovers(
+        self, segments: tuple[Segment, ...], start_offset: int, end_offset: int
+    ) -> tuple[Segment, ...]:
+        """Finishes what a crash interrupted: a deletion, a truncation, a file that was being replaced."""
         kept = tuple(s for s in segments if s.tail.end_offset > start_offset or s is segments[-1])
         for segment in segments:
             if segment not in kept:
@@ -284,6 +298,8 @@ class Recovery:
         stems = {segment_name(segment.base_offset) for segment in kept}
         for name in self._names:
             orphan = name.endswith(INDEX_SUFFIX) and name.removesuffix(INDEX_SUFFIX) not in stems
-            if name.endswith(TEMPORARY_SUFFIX) or orphan:
+            taken_at = offset_in_name(name, SNAPSHOT_SUFFIX)
+            of_the_future = taken_at is not None and taken_at > end_offset
+            if name.endswith(TEMPORARY_SUFFIX) or orphan or of_the_future:
                 self._files.unlink(f"{self._directory}/{name}")
         return kept

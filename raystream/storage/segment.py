@@ -113,20 +113,20 @@ class Segment:
             self._load()
         return self._tail
 
-    def extend(self, placed: Sequence[tuple[int, int, b.BatchHeader]], size: int, append_time_ms: int) -> None:
+    def extend(self, placed: Sequence[tuple[int, int, int, b.BatchHeader]], size: int) -> None:
         """Publishes batches that now stand at the end of the file, which is `size` bytes long.
 
-        Each is (position, base offset, the producer's header).
+        Each is (position, base offset, append time, the producer's header).
         """
         index = self.index
         recent = self._recent
         end_offset, _, newest, first_append_ms = self._tail
-        for position, base_offset, header in placed:
+        for position, base_offset, append_time_ms, header in placed:
             index.offer(base_offset, position, newest)
             recent.append((base_offset, position))
             newest = max(newest, append_time_ms if header.attributes & b.ATTR_APPEND_TIME else header.max_timestamp_ms)
             end_offset = base_offset + header.last_offset_delta + 1
-        first_append_ms = first_append_ms or append_time_ms
+            first_append_ms = first_append_ms or append_time_ms
         if len(recent) > 2 * _RECENT_BATCHES:
             self._recent = recent[-_RECENT_BATCHES:]  # a new list: somebody may be looking into the old one
         self.index_saved = False
@@ -148,6 +148,16 @@ class Segment:
         )
         self.files.write_atomically(self.index_path, index.to_bytes(coverage), durable=durable)
         self.index_saved = True
+
+    def shortened(self, end_offset: int, size: int) -> Segment:
+        """The same segment as it will be once its file ends at `size`, a border between batches. Its greatest
+        timestamp stays what it was: an upper bound, which is all that look-ups need."""
+        segment = Segment(self.files, self.path.rpartition("/")[0], self.base_offset, self.identity)
+        segment._schema_id = self.schema_id
+        segment._index = Index(bytes(self.index.entries))
+        segment._index.cut(size)
+        segment._tail = self.loaded_tail()._replace(end_offset=end_offset, size=size)
+        return segment
 
     # Looking up -----------------------------------------------------------------------------------------------------
 

@@ -77,9 +77,15 @@ def open_log(files: Files, directory: str = DIRECTORY, *, clock: Clock | None = 
     )
 
 
-def append(log: Log, *messages: Message) -> list[AppendResult]:
+def append(log: Log, *messages: Message, epoch: int = 3) -> list[AppendResult]:
     """Appends as a leader does, with the high watermark it stands at."""
-    return log.append(messages, leader_epoch=3, high_watermark=log.high_watermark)
+    return log.append(messages, leader_epoch=epoch, high_watermark=log.high_watermark)
+
+
+def copy_batches(log: Log, offset: int, *, max_bytes: int = 1 << 30) -> list[Message]:
+    """Whole batches as they stand in a log from `offset` on, as a follower gets them."""
+    spans = log.read(offset, max_bytes=max_bytes, end_offset=log.end_offset)
+    return [(encoded, header) for span in spans for header, encoded in b.walk(log.read_bytes(span))]
 
 
 def commit(log: Log) -> int:

@@ -35,6 +35,9 @@ class LogMachine(RuleBasedStateMachine):
         self.producer_of: list[int | None] = []
         self.flushed = 0
         self.failed: list[list[bytes]] = []
+        self.failed_of: list[tuple[int | None, int]] = []
+        self.epoch = 3
+        self.epoch_of: list[int] = []
         self.start = 0
         self.count = 0
         self.next_sequence: dict[int, int] = {}
@@ -68,12 +71,13 @@ class LogMachine(RuleBasedStateMachine):
             if producer is not None:
                 self.next_sequence[producer] = encoded[1].last_sequence + 1
         before = self.log.end_offset
-        results = append(self.log, *[encoded for _, encoded in new])
+        results = append(self.log, *[encoded for _, encoded in new], epoch=self.epoch)
         for (values, _), result in zip(new, results, strict=True):
             assert result.base_offset == before
             before = result.next_offset
             self.appended.append(values)
             self.producer_of.append(producer)
+            self.epoch_of.append(self.epoch)
         assert self.log.end_offset == before
 
     @precondition(lambda self: not self.broken)
@@ -85,15 +89,17 @@ class LogMachine(RuleBasedStateMachine):
         end, content = self.log.end_offset, read_all(self.log)
         self.files.fail_at(nth, fault)
         try:
-            append(self.log, *[encoded for _, encoded in new])
+            append(self.log, *[encoded for _, encoded in new], epoch=self.epoch)
         except DiskFull:
             assert read_all(self.log) == content
             assert self.log.end_offset == end
         except StorageError:
             self.failed = [values for values, _ in new]
+            self.failed_of = [(None, self.epoch)] * len(new)
         else:
             self.appended += [values for values, _ in new]
             self.producer_of += [None] * len(new)
+            self.epoch_of += [self.epoch] * len(new)
         self.files.fail_at(10**9, fault)
 
     @precondition(lambda self: not self.broken)
@@ -139,6 +145,52 @@ class LogMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: not self.broken)
     @rule()
+    def elect(self) -> None:
+        """Another leader epoch begins."""
+        self.epoch += self.rng.randrange(1, 3)
+
+    @precondition(lambda self: not self.broken)
+    @rule(fraction=st.floats(0, 1), nth=st.sampled_from([None, 1, 2, 3, 4, 5, 7, 9]))
+    def truncate(self, fraction: float, nth: int | None) -> None:
+        """Drops some of what is not published, on a disk that may fail at its `nth` operation."""
+        offset = self.log.high_watermark + round((self.log.end_offset - self.log.high_watermark) * fraction)
+        kept, end = 0, 0
+        for values in self.appended:
+            if end + len(values) > offset:
+                break
+            kept, end = kept + 1, end + len(values)
+        tail = self.appended[kept:], [*zip(self.producer_of, self.epoch_of, strict=True)][kept:]
+        if nth is not None:
+            self.files.fail_at(nth, errno.EIO)
+        try:
+            assert self.log.truncate(offset) == (end if tail[0] else self.log.end_offset)
+        except StorageError:
+            self.failed, self.failed_of = tail
+        else:
+            self.log.verify()
+        self.files.fail_at(10**9, errno.EIO)
+        self.flushed = kept if not self.failed and tail[0] else min(self.flushed, kept)
+        del self.appended[kept:], self.producer_of[kept:], self.epoch_of[kept:]
+        if not self.broken:
+            self.count_sequences()
+
+    @precondition(lambda self: not self.broken)
+    @invariant()
+    def epochs_are_those_of_the_batches(self) -> None:
+        starts: dict[int, int] = {}
+        offset = 0
+        for values, epoch in zip(self.appended, self.epoch_of, strict=True):
+            starts.setdefault(epoch, offset)
+            offset += len(values)
+        assert offset == self.log.end_offset
+        found = self.log.epochs.starts
+        assert list(found) == list(starts.items())[len(starts) - len(found) :], (found, starts)
+        assert not starts or found, "no epoch is known"
+        if found and self.start < offset:
+            assert found[0].start_offset <= self.start, "the epoch of the first record is forgotten"
+
+    @precondition(lambda self: not self.broken)
+    @rule()
     def reopen(self) -> None:
         self.log.close()
         self.log = self.open()
@@ -168,10 +220,14 @@ class LogMachine(RuleBasedStateMachine):
         assert self.log.end_offset in ends, "the log ends inside a batch"
         kept = ends.index(self.log.end_offset)
         assert kept >= self.flushed, "a flushed batch is lost"
-        self.producer_of = (self.producer_of + [None] * len(self.failed))[:kept]
-        self.appended, self.failed = possible[:kept], []
+        of = [*zip(self.producer_of, self.epoch_of, strict=True), *self.failed_of][:kept]
+        self.producer_of, self.epoch_of = [producer for producer, _ in of], [epoch for _, epoch in of]
+        self.appended, self.failed, self.failed_of = possible[:kept], [], []
         self.flushed = kept
-        # A producer sends again what was not acknowledged, under the same sequences.
+        self.count_sequences()
+
+    def count_sequences(self) -> None:
+        """A producer sends again what was not acknowledged, under the same sequences."""
         self.next_sequence = dict.fromkeys(PRODUCERS, 0)
         for values, producer in zip(self.appended, self.producer_of, strict=True):
             if producer is not None:
