@@ -31,17 +31,15 @@ from raystream.storage.appending import (
     as_leader,
     lay_out,
 )
-from raystream.storage.checkpoint import CHECKPOINT_NAME, Checkpoint
+from raystream.storage.checkpointing import Checkpointer, Marks
 from raystream.storage.epochs import Epochs
 from raystream.storage.files import AppendHandle, Files, LockHandle
 from raystream.storage.producer_state import ProducerState
-from raystream.storage.recovery import SNAPSHOT_SUFFIX, Recovered, Recovery, offset_in_name
-from raystream.storage.segment import Identity, Segment, segment_name
+from raystream.storage.recovery import Recovered, Recovery
+from raystream.storage.segment import Identity, Segment
 from raystream.storage.verify import verify
 
 LOCK_NAME: Final = "lock"
-CHECKPOINT_BYTES: Final = 64 * MIB
-CHECKPOINT_MS: Final = 5_000
 MIN_FREE_BYTES: Final = 64 * MIB
 """So much of the disk is kept for metadata and deletions: appends that would go below are refused."""
 _FREE_CHECK_BYTES: Final = 4 * MIB
@@ -84,11 +82,8 @@ class Log:
         self._handle: AppendHandle | None = None
         self._directory_dirty = False
         self._failure: StorageError | None = None
-        self._snapshot_offset = recovered.snapshot_offset
         self._unchecked_bytes = 2 * _FREE_CHECK_BYTES  # the first append looks how much room there is
-        self._bytes_since_checkpoint = 0
-        self._checkpoint_due_ms = clock.monotonic_ms() + CHECKPOINT_MS
-        self._checkpointed: tuple[int, int, int] | None = None
+        self._checkpoints = Checkpointer(files, directory, identity, clock, recovered.snapshot_offset)
 
     @classmethod
     def open(
@@ -139,7 +134,7 @@ class Log:
                 self._handle = self._files.open_append(self._segments[-1].path)
                 self._handle.sync()  # what a killed process had written may still be in memory alone
             if not recovered.changed:
-                self._checkpointed = self._marks()
+                self._checkpoints.found(self._marks())
                 return
             with suppress(DiskFull):  # reads go on; the next opening scans as far as this one did
                 self.checkpoint()
@@ -210,7 +205,7 @@ class Log:
             raise
         for run, segment in zip(runs, self._targets(runs, opened), strict=True):
             segment.extend(run.placed, run.end)
-            self._bytes_since_checkpoint += run.end - run.placed[0].position
+            self._checkpoints.bytes_since += run.end - run.placed[0].position
         if opened:
             self._rolled(opened)
 
@@ -434,8 +429,7 @@ class Log:
         self._segments, self.end_offset = kept, end
         self.flushed_end_offset = min(self.flushed_end_offset, end)
         self.start_offset = min(self.start_offset, end)
-        self._snapshot_offset = -1
-        self._remove_snapshots_past(end)
+        self._checkpoints.forget_past(end)
         self.checkpoint()
         for segment in reversed(gone):
             self._files.unlink(segment.path)
@@ -464,67 +458,19 @@ class Log:
     def maybe_checkpoint(self) -> None:
         """Writes a checkpoint where 64 MB or 5 s went by since the last and something changed. A full disk is no
         error here: opening would read further back, and it is tried again."""
-        now_ms = self._clock.monotonic_ms()
-        if self._bytes_since_checkpoint < CHECKPOINT_BYTES and now_ms < self._checkpoint_due_ms:
-            return
-        self._checkpoint_due_ms = now_ms + CHECKPOINT_MS
-        if self._marks() != self._checkpointed:
-            try:
+        if self._checkpoints.due(self._marks()):
+            with suppress(DiskFull):
                 self.checkpoint()
-            except DiskFull:
-                self._bytes_since_checkpoint = 0
 
     def checkpoint(self, *, clean: bool = False) -> None:
         """Syncs, and writes down that everything up to here need not be read on opening. Raises StorageError."""
         end = self.flush()
-        self.producers.forget_expired()
-        taken = self._save_producers(end)
-        active = self._segments[-1] if self._segments else None
-        for segment in self._segments:
-            segment.save_index(durable=segment is not active)
-        point = Checkpoint(
-            topic_id=self._identity.topic_id,
-            partition=self._identity.partition,
-            segment=-1 if active is None else active.base_offset,
-            position=0 if active is None else active.tail.size,
-            offset=end,
-            high_watermark=min(self.high_watermark, end),
-            start_offset=self.start_offset,
-            producers=taken,
-            epochs=self.epochs.starts,
-            clean=clean,
+        self._checkpoints.write(
+            self._segments, self.producers, self.epochs, self._marks()._replace(end_offset=end), clean=clean
         )
-        self._files.write_atomically(f"{self._directory}/{CHECKPOINT_NAME}", point.to_bytes())
-        self._checkpointed = self._marks()
-        self._checkpoint_due_ms = self._clock.monotonic_ms() + CHECKPOINT_MS
-        self._bytes_since_checkpoint = 0
-        self._remove_snapshots(keep=taken)
 
-    def _marks(self) -> tuple[int, int, int]:
-        return self.start_offset, self.high_watermark, self.end_offset
-
-    def _save_producers(self, end: int) -> int:
-        """The offset of a snapshot that holds the present state, or -1 where there is no state."""
-        if not len(self.producers):
-            return -1
-        if self._snapshot_offset != end or self._checkpointed is None:
-            path = f"{self._directory}/{segment_name(end)}{SNAPSHOT_SUFFIX}"
-            self._files.write_atomically(path, self.producers.to_bytes(end))
-            self._snapshot_offset = end
-        return end
-
-    def _remove_snapshots(self, keep: int) -> None:
-        """Keeps the newest and the one before it, in case that the newest is damaged."""
-        names = [n for n in self._files.listdir(self._directory) if offset_in_name(n, SNAPSHOT_SUFFIX) is not None]
-        for name in names[: -2 if keep >= 0 else None]:
-            self._files.unlink(f"{self._directory}/{name}")
-
-    def _remove_snapshots_past(self, offset: int) -> None:
-        """Of batches that are about to go: others may take their offsets."""
-        for name in self._files.listdir(self._directory):
-            taken_at = offset_in_name(name, SNAPSHOT_SUFFIX)
-            if taken_at is not None and taken_at > offset:
-                self._files.unlink(f"{self._directory}/{name}")
+    def _marks(self) -> Marks:
+        return Marks(self.start_offset, self.high_watermark, self.end_offset)
 
     def close(self) -> None:
         """Flushes, states in the checkpoint that the log was closed in order, and gives the lock back."""

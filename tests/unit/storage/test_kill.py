@@ -20,10 +20,10 @@ WRITER = textwrap.dedent(
     import sys
     from raystream.clock import SystemClock
     from raystream.storage.files import DiskFiles
-    from raystream.storage import log as log_module
+    from raystream.storage import checkpointing
     from tests.fakes.logs import append, commit, message, open_log
 
-    log_module.CHECKPOINT_BYTES = 20_000
+    checkpointing.CHECKPOINT_BYTES = 20_000
     log = open_log(DiskFiles(), sys.argv[1], clock=SystemClock(), segment_bytes=60_000)
     print("open", log.end_offset, flush=True)
     while True:
