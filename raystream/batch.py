@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import pyarrow as pa
-from crc32c import crc32c
 
+from raystream.checksum import crc32c
 from raystream.errors import CorruptBatch, NewerFormat
 
 METADATA_KEY: Final = b"raystream"

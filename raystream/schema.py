@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Final
 
 import pyarrow as pa
-from crc32c import crc32c
 
 from raystream.batch import CONTINUATION, FRAME_PREFIX_BYTES, Bytes
+from raystream.checksum import crc32c
 from raystream.errors import CorruptBatch, InvalidRecord, NewerFormat
 
 RAW_SCHEMA_ID: Final = 1

@@ -11,8 +11,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Final
 
-from crc32c import crc32c
-
+from raystream.checksum import crc32c
 from raystream.errors import CorruptBatch, NewerFormat
 
 CHECKPOINT_NAME: Final = "checkpoint"

@@ -13,8 +13,7 @@ from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from typing import Final
 
-from crc32c import crc32c
-
+from raystream.checksum import crc32c
 from raystream.errors import CorruptBatch, NewerFormat
 
 INTERVAL_BYTES: Final = 64 << 10

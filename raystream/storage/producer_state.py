@@ -12,9 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from crc32c import crc32c
-
 from raystream.batch import NO_PRODUCER_ID, BatchHeader, advance_sequence
+from raystream.checksum import crc32c
 from raystream.clock import Clock
 from raystream.config import DAY_MS
 from raystream.errors import CorruptBatch, FencedProducer, NewerFormat, OutOfOrderSequence, UnknownProducer
