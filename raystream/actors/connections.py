@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import logging
 import socket
 import time
@@ -20,7 +21,8 @@ from raystream.errors import ActorLost, RaystreamError, RequestTimeout
 
 logger = logging.getLogger("raystream")
 
-MAX_IDLE: Final = 8
+MAX_IDLE: Final = 4
+IDLE_S: Final = 30.0
 ASK_AGAIN_S: Final = 10.0
 _LOST: Final = "the actor ended the connection: it died or is stopping"
 
@@ -34,6 +36,8 @@ class Connections:
         self.lost = False
         """Whether the endpoint is gone: callers keep to Ray from then on."""
         self._closed = False
+        self._loop = asyncio.get_running_loop()
+        self._tidying: asyncio.TimerHandle | None = None
 
     async def call(self, method: str, message: Any, payload: Bytes | None = None, *, timeout_ms: float) -> Any:
         """One call. Raises what the other side raised, or RequestTimeout or ActorLost: then it may have happened."""
@@ -44,27 +48,47 @@ class Connections:
             connection.close()
             self.lost |= isinstance(error, ActorLost)
             raise
-        if len(self._idle) < MAX_IDLE and not self._closed:
-            self._idle.append(connection)
-        else:
-            connection.close()
+        self._put_back(connection)
         return wire.read_answer(text, buffers)
 
-    def _take(self) -> _Connection:
-        while self._idle:
-            connection = self._idle.pop()
-            if not connection.ended:
-                return connection
+    def _put_back(self, connection: _Connection) -> None:
+        if len(self._idle) >= MAX_IDLE or self._closed or self.lost:
             connection.close()
+            return
+        connection.idle_since = self._loop.time()
+        self._idle.append(connection)
+        if self._tidying is None:
+            self._tidying = self._loop.call_later(IDLE_S, self._tidy)
+
+    def _tidy(self) -> None:
+        """Closes what has not been used for a while: each costs the actor a thread."""
+        oldest = self._loop.time() - IDLE_S
+        for connection in [each for each in self._idle if each.idle_since <= oldest]:
+            self._idle.remove(connection)
+            connection.close()
+        self._tidying = self._loop.call_later(IDLE_S, self._tidy) if self._idle else None
+
+    def _take(self) -> _Connection:
+        if self._idle:
+            return self._idle.pop()
         try:
-            return _Connection(endpoint.connect(self._address))
+            return _Connection(endpoint.connect(self._address), self._ended)
         except OSError as error:
             self.lost = True
             raise ActorLost(f"the actor's endpoint cannot be reached: {error}") from None
 
+    def _ended(self, connection: _Connection) -> None:
+        """The other side has closed it. The actor is gone or stopping: whoever has its name now is another."""
+        self.lost = True
+        if connection in self._idle:
+            self._idle.remove(connection)
+            connection.close()
+
     def close(self) -> None:
         """Closes what is idle now, and the others as their calls end. On the loop."""
         self._closed = True
+        if self._tidying is not None:
+            self._tidying.cancel()
         while self._idle:
             self._idle.pop().close()
 
@@ -78,12 +102,16 @@ class Shortcut:
         self._connections: Connections | None = None
         self._asking: asyncio.Task[None] | None = None
         self._asked = float("-inf")
+        self._never = False
+        """The actor has said that there is none for us."""
 
     def current(self) -> Connections | None:
         """The connections to use; None while there are none known, and the call goes through Ray."""
         if self._connections is not None and self._connections.lost:
             self.close()
-        if self._connections is None and self._asking is None and time.monotonic() - self._asked > ASK_AGAIN_S:
+        if self._connections is not None or self._asking is not None or self._never:
+            return self._connections
+        if time.monotonic() - self._asked > ASK_AGAIN_S:
             self._asking = asyncio.ensure_future(self._find())
         return self._connections
 
@@ -91,8 +119,10 @@ class Shortcut:
         try:
             reply = await self._ask()
             m.check_protocol(reply.protocol)
-            if reply.address is not None and reply.node_id == self._node_id:
-                self._connections = Connections(reply.address)
+            if reply.address is None or reply.node_id != self._node_id:
+                self._never = True
+                return
+            self._connections = Connections(reply.address)
         except RaystreamError as error:
             logger.debug("no endpoint at the moment: %s", error)
         finally:
@@ -109,15 +139,14 @@ class Shortcut:
 class _Connection:
     """A non-blocking socket that stays registered with the loop."""
 
-    def __init__(self, connected: socket.socket) -> None:
+    def __init__(self, connected: socket.socket, ended: Callable[[_Connection], None]) -> None:
         self._socket = connected
-        self._socket.setblocking(False)
+        self._ended = ended
+        self.idle_since = 0.0
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(connected, self._on_readable)
         self._out: collections.deque[memoryview] = collections.deque()
         self._writing = False
-        self.ended = False
-        """Whether the other side has closed it."""
         self._waiting: asyncio.Future[tuple[memoryview, memoryview]] | None = None
         self._expect_head()
 
@@ -127,6 +156,10 @@ class _Connection:
         if not self._loop.is_closed():
             self._loop.remove_reader(self._socket)
             self._loop.remove_writer(self._socket)
+        with contextlib.suppress(
+            OSError
+        ):  # a forked child may hold it too: the other side hears of the end all the same
+            self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
     async def exchange(self, frame: list[memoryview], timeout_ms: float) -> tuple[memoryview, memoryview]:
@@ -184,9 +217,9 @@ class _Connection:
         except BlockingIOError:
             return
         except Exception as error:
-            self.ended = True
             self._loop.remove_reader(self._socket)
             self._fail(ActorLost(f"{_LOST} ({error})"))
+            self._ended(self)
 
     def _advance(self) -> bool:
         """After a whole head or a whole frame; True where the frame is complete."""

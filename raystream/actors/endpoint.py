@@ -15,6 +15,7 @@ import socket
 import struct
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -26,6 +27,7 @@ logger = logging.getLogger("raystream.endpoint")
 MAX_CONNECTIONS: Final = 128
 BUFFER_BYTES: Final = 1 << 20
 """What the kernel may hold of one connection each way, where its own limit is not lower."""
+ACCEPT_AGAIN_S: Final = 0.05
 KEPT_BYTES: Final = 8 << 20
 """A connection keeps its memory for the next call up to this size."""
 
@@ -63,15 +65,25 @@ class Endpoint:
         while self._listener is listener:
             try:
                 connection, _ = listener.accept()
-            except OSError:
-                return  # stopped
-            if not self._welcome(connection):
-                connection.close()
+            except OSError as error:
+                if self._listener is listener:  # not stopped: out of descriptors, say
+                    logger.warning("cannot accept a connection: %s; trying again", error)
+                    time.sleep(ACCEPT_AGAIN_S)
                 continue
-            threading.Thread(target=self._serve, args=(connection,), name=f"{self._name}-call", daemon=True).start()
+            try:
+                self._begin(connection)
+            except (OSError, RuntimeError) as error:  # RuntimeError: no more threads
+                logger.warning("cannot serve a connection: %s", error)
+                self._forget(connection)
+
+    def _begin(self, connection: socket.socket) -> None:
+        if not self._welcome(connection):
+            connection.close()
+            return
+        threading.Thread(target=self._serve, args=(connection,), name=f"{self._name}-call", daemon=True).start()
 
     def _welcome(self, connection: socket.socket) -> bool:
-        _pid, uid, _gid = _PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+        uid = _user_of(connection)
         if uid != os.getuid():
             logger.warning("refused a connection of user %d", uid)
             return False
@@ -94,9 +106,12 @@ class Endpoint:
         except (OSError, RaystreamError) as error:
             logger.debug("a connection ended: %s", error)
         finally:
-            with self._lock:
-                self._connections.discard(connection)
-            connection.close()
+            self._forget(connection)
+
+    def _forget(self, connection: socket.socket) -> None:
+        with self._lock:
+            self._connections.discard(connection)
+        connection.close()
 
     def _answer(self, text: memoryview, payload: memoryview) -> tuple[list[memoryview], bool]:
         """The reply, and whether nobody refers to the call's memory any more."""
@@ -108,15 +123,25 @@ class Endpoint:
 
 
 def connect(address: str) -> socket.socket:
-    """A connection to an endpoint. Raises OSError."""
+    """A connection to an endpoint of this process's user, which does not block. Raises OSError, at once where nobody
+    takes connections any more."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         _widen(connection)
+        connection.setblocking(False)
         connection.connect("\0" + address)
+        if _user_of(connection) != os.getuid():
+            raise PermissionError("another user has taken the endpoint's name")
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _user_of(connection: socket.socket) -> int:
+    """The user id of the process at the other end, as the kernel knows it."""
+    _pid, uid, _gid = _PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+    return int(uid)
 
 
 def _widen(connection: socket.socket) -> None:

@@ -67,8 +67,14 @@ def translated(error: Exception, timeout_ms: float) -> Exception:
 
 
 def _shortcut(handle: Any, node_id: str) -> Shortcut:
-    endpoint = handle.endpoint.options(concurrency_group=CONTROL)
-    return Shortcut(lambda: call(endpoint, timeout_ms=ASK_TIMEOUT_MS), node_id)
+    async def ask() -> m.EndpointReply:
+        endpoint = getattr(handle, "endpoint", None)  # an actor of an earlier release has none
+        if endpoint is None:
+            return m.EndpointReply(node_id=node_id, address=None)
+        reply: m.EndpointReply = await call(endpoint.options(concurrency_group=CONTROL), timeout_ms=ASK_TIMEOUT_MS)
+        return reply
+
+    return Shortcut(ask, node_id)
 
 
 class RayPartition:

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from raystream import errors, messages
 from raystream.batch import Bytes
-from raystream.errors import CorruptBatch, RaystreamError
+from raystream.errors import CorruptBatch, ProtocolMismatch, RaystreamError
 
 HEAD: Final = struct.Struct("<IQ")
 MAX_JSON_BYTES: Final = 16 << 20
@@ -67,14 +67,14 @@ def lengths(head: Bytes) -> tuple[int, int]:
 def read_request(text: Bytes, payload: memoryview) -> tuple[str, list[Any]]:
     """The method and its arguments, which point into `payload`."""
     method, *arguments = _read(text, payload)
-    return method, arguments
+    return method, [_tuples(argument) for argument in arguments]
 
 
 def read_answer(text: Bytes, payload: memoryview) -> Any:
     """The reply's message, which points into `payload`. Raises the error that came instead."""
     kind, *rest = _read(text, payload)
     if kind == _ANSWER:
-        return rest[0]
+        return _tuples(rest[0])
     name, message, details = rest
     raise _ERRORS.get(name, RaystreamError)(message, **details)
 
@@ -114,9 +114,20 @@ def _made(payload: memoryview, fields: dict[str, Any]) -> Any:
     name = fields.pop("#", None)
     if name is None:
         return fields
+    if name not in _FIELDS:
+        return _Unknown(name)
     kind, known = _FIELDS[name]
     return kind(**{key: _tuples(value) for key, value in fields.items() if key in known})
 
 
+class _Unknown:
+    """A message of a class that a newer release has. In a field that is not known either, nobody looks at it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
 def _tuples(value: Any) -> Any:
+    if isinstance(value, _Unknown):
+        raise ProtocolMismatch(f"the other side sent a {value.name}, which this raystream does not know")
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
-from raystream.errors import Closed, Overloaded, RequestTimeout
+from raystream.errors import ActorLost, Overloaded, RequestTimeout
+
+LONGEST_IDLE_MS: Final = 1_000.0
+"""What was decided on a caller's thread may have brought a deadline nearer, and nobody woke the writer for it."""
 
 Work = TypeVar("Work")
 
@@ -77,7 +80,7 @@ class Writer(Generic[Work]):
     def submit(self, work: Work, *, here: bool = False) -> Ticket[Work]:
         """Queues `work`; with `here`, handles it on the calling thread if nobody is at work.
 
-        Raises Overloaded at the bound, Closed after `stop`.
+        Raises Overloaded at the bound, ActorLost after `stop`.
         """
         ticket = Ticket(work)
         mine = here and self._thread.is_alive() and self._turn.acquire(blocking=False)
@@ -96,7 +99,7 @@ class Writer(Generic[Work]):
     def _enqueue(self, ticket: Ticket[Work], *, wake: bool) -> None:
         with self._wake:
             if self._stopped:
-                raise Closed("the actor is stopping")
+                raise ActorLost("the actor is stopping")
             if len(self._queue) >= self._max_queued:
                 raise Overloaded(f"{self._max_queued} calls are waiting in the actor")
             self._queue.append(ticket)
@@ -113,14 +116,23 @@ class Writer(Generic[Work]):
 
     def _run(self) -> None:
         while True:
+            with self._turn:  # what it asks for belongs to the owner of the turn
+                idle_ms = self._ask_idle_ms()
             with self._wake:
                 if not self._queue and not self._stopped:
-                    idle_ms = self._idle_ms()
-                    self._wake.wait(None if idle_ms is None else max(idle_ms, 0.0) / 1000)
+                    self._wake.wait(idle_ms / 1000)
                 if not self._queue and self._stopped:
                     return
             with self._turn:
                 self._round()
+
+    def _ask_idle_ms(self) -> float:
+        try:
+            idle_ms = self._idle_ms()
+        except BaseException as error:
+            self._break(error, [])
+            return 0.0
+        return LONGEST_IDLE_MS if idle_ms is None else min(max(idle_ms, 0.0), LONGEST_IDLE_MS)
 
     def _round(self) -> None:
         """Handles everything that has queued. A handler that raises ends the writer."""
@@ -129,9 +141,12 @@ class Writer(Generic[Work]):
         try:
             self._handle(tickets)
         except BaseException as error:
-            with self._wake:
-                self._stopped = True
-                left, self._queue = self._queue, []
-            for ticket in [*tickets, *left]:
-                ticket.fail(Closed("the actor stopped"))
-            self._broken(error)
+            self._break(error, tickets)
+
+    def _break(self, error: BaseException, tickets: list[Ticket[Work]]) -> None:
+        with self._wake:
+            self._stopped = True
+            left, self._queue = self._queue, []
+        for ticket in [*tickets, *left]:
+            ticket.fail(ActorLost("the actor stopped"))
+        self._broken(error)

@@ -33,6 +33,7 @@ class Assigned:
         self.position = offset
         self.processed = offset
         self.committed: int | None = None
+        self.commit_number = 0
         self.due: int | None = None
         """Nothing more is handed out before this position is committed."""
         self.generation = 0

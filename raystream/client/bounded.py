@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass
@@ -147,7 +148,7 @@ class _Decoding:
     def __init__(self, runs: Iterable[tuple[TopicPartition, Fetched]], check_crcs: bool) -> None:
         self.found: list[Decoded] = []
         self.failures: list[tuple[int, int, RaystreamError]] = []
-        self.broken: Exception | None = None
+        self.broken: BaseException | None = None
         self._check_crcs = check_crcs
         self._arrived_bytes = 0
         self._drawing = threading.Lock()
@@ -166,27 +167,33 @@ class _Decoding:
     def go_on(self, *, with_help: bool) -> None:
         """Draws and decodes until nothing is left or something is damaged."""
         helper: threading.Thread | None = None
-        while not self.failures and self.broken is None:
-            with self._drawing:
-                job = next(self._jobs, None)
-            if job is None:
-                break
-            if with_help and helper is None and self._arrived_bytes >= HELP_FROM_BYTES:
-                helper = threading.Thread(target=self._help, name="raystream-read", daemon=True)
-                helper.start()
-            number, into, (header, message) = job
-            run = into.run
-            try:
-                piece = decoded(header, message, run.schema, run.first_offset, run.end_offset, self._check_crcs)
-            except RaystreamError as error:
-                self.failures.append((number, header.base_offset, error))
-                break
+        try:
+            while not self.failures and self.broken is None:
+                with self._drawing:
+                    job = next(self._jobs, None)
+                if job is None:
+                    break
+                if with_help and helper is None and self._arrived_bytes >= HELP_FROM_BYTES:
+                    helper = threading.Thread(target=self._help, name="raystream-read", daemon=True)
+                    helper.start()
+                self._decode(*job)
+        except BaseException as error:  # an interrupt, say: the other thread stops as well
+            self.broken = error
+            raise
+        finally:
+            if helper is not None:
+                helper.join()
+
+    def _decode(self, number: int, into: Decoded, entry: tuple[BatchHeader, memoryview]) -> None:
+        header, message = entry
+        run = into.run
+        try:
+            piece = decoded(header, message, run.schema, run.first_offset, run.end_offset, self._check_crcs)
+        except RaystreamError as error:
+            self.failures.append((number, header.base_offset, error))
+        else:
             into.pieces.append(piece)
-        if helper is not None:
-            helper.join()
 
     def _help(self) -> None:
-        try:
+        with contextlib.suppress(BaseException):  # `broken` tells the caller's thread
             self.go_on(with_help=False)
-        except Exception as error:  # noqa: BLE001  the caller's thread raises it
-            self.broken = error

@@ -112,9 +112,13 @@ class Buffer:
         called on the loop when there is a position to commit."""
         self._when_finished = when_finished
 
-    def committed(self, slot: Assigned, offset: int) -> None:
-        """The group's position in the partition is `offset` now."""
+    def committed(self, slot: Assigned, offset: int, number: int) -> None:
+        """The group's position in the partition is `offset` now, by the member's commit of that number. Answers may
+        come in any order: the latest commit counts."""
         with self._ready:
+            if number < slot.commit_number:
+                return
+            slot.commit_number = number
             slot.committed = offset
             if slot.due is not None and slot.due <= offset:
                 slot.due = None
@@ -276,8 +280,8 @@ class Buffer:
 
     def _finished(self, slot: Assigned) -> None:
         if self._when_finished is not None and slot.processed != slot.committed:
+            self._post(self._when_finished)  # first: an interrupt between the two must not leave it due for nobody
             slot.due = slot.processed
-            self._post(self._when_finished)
 
     def _put_back(self, hand: Hand, offset: int, end: int | None = None) -> None:
         hand.slot.position = offset
@@ -338,6 +342,13 @@ class Buffer:
             if hand is not None and hand.slot is slot and hand.valid:
                 return hand.handed_out
             return slot.position
+
+    def acknowledge_batch(self, batch: Batch) -> None:
+        """The batch counts as processed, also while it is in hand."""
+        with self._ready:
+            slot = self._slots.get(batch.topic_partition)
+            if slot is not None and slot.processed <= batch.offsets.stop <= self.position(slot):
+                slot.processed = batch.offsets.stop
 
     def acknowledge(self) -> dict[TopicPartition, int]:
         """Everything handed out so far counts as processed; the positions to commit."""

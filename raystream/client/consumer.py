@@ -228,6 +228,7 @@ class Consumer:
             offsets = self._buffer.acknowledge()
         else:
             offsets = {batch.topic_partition: batch.offsets.stop}
+            self._buffer.acknowledge_batch(batch)  # the automatic commits go on from there
         self._call(self._session.commit(offsets))
 
     def commit_processed(self) -> None:

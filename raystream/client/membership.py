@@ -287,19 +287,20 @@ class Membership:
             await asyncio.sleep(COMMIT_AGAIN_MS / 1000)
 
     async def _commit_once(self, held: Mapping[TopicPartition, int], timeout_ms: float) -> None:
+        number = next(self._sequence)
         request = m.CommitRequest(
             group=self.group,
             member_id=self.member_id,
             member_epoch=self.epoch,
             offsets=tuple(m.CommittedOffset(p.topic, p.partition, offset) for p, offset in held.items()),
-            sequence=next(self._sequence),
+            sequence=number,
         )
         await self._routing.call_coordinator(
             lambda port, left_ms: port.commit(request, timeout_ms=left_ms), timeout_ms=max(timeout_ms, 1)
         )
         for partition, offset in held.items():
             if partition in self._owned:
-                self._buffer.committed(self._owned[partition], offset)
+                self._buffer.committed(self._owned[partition], offset, number)
 
     async def leave(self) -> None:
         """Tells the coordinator at once, so that the others need not wait for the session to run out."""

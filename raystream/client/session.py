@@ -21,7 +21,7 @@ from raystream.client.membership import COMMIT_AGAIN_MS, Membership, Subscriptio
 from raystream.client.positions import Offsets, Place, parse, partitions_of, resolve
 from raystream.client.routing import Routing
 from raystream.config import ConsumerConfig
-from raystream.errors import FencedMember, InvalidArgument, RaystreamError, TopicNotFound
+from raystream.errors import FencedMember, InvalidArgument, RaystreamError, TopicNotFound, UnknownMember
 from raystream.types import EARLIEST, LATEST, PartitionLag, Position, Rows, TopicPartition
 
 log = logging.getLogger("raystream")
@@ -210,8 +210,10 @@ class Session:
             self._finished.clear()
             try:
                 await self.commit_processed(self._config.request_timeout_ms)
-            except FencedMember as error:
-                log.debug("automatic commit: %s", error)
+            except (FencedMember, UnknownMember) as error:
+                log.debug("automatic commit: %s", error)  # the membership joins again
+                await asyncio.sleep(COMMIT_AGAIN_MS / 1000)
+                self._finished.set()
             except RaystreamError as error:
                 if not error.retriable:
                     raise

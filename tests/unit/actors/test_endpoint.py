@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from raystream import messages as m
+from raystream.actors import connections, wire
 from raystream.actors import endpoint as e
-from raystream.actors import wire
 from raystream.actors.connections import Connections, Shortcut
 from raystream.actors.endpoint import Endpoint
 from raystream.errors import ActorLost, NotLeader, RaystreamError, RequestTimeout, Unavailable
@@ -142,17 +142,85 @@ def test_an_endpoint_that_ends_loses_the_calls_under_way(endpoint: Endpoint) -> 
     run(work)
 
 
-def test_a_connection_that_ended_while_idle_is_not_used(endpoint: Endpoint, actor: Actor) -> None:
+def test_a_connection_that_ended_while_idle_says_that_the_actor_is_gone(endpoint: Endpoint) -> None:
+    """Whoever has the address by then is another: callers keep to Ray."""
+
     async def work() -> None:
         calls = Connections(endpoint.address or "")
         await calls.call("echo", ASK, timeout_ms=5_000)
         for served in list(endpoint._connections):
             served.shutdown(socket.SHUT_RDWR)
         await asyncio.sleep(0.05)
+        assert calls.lost and not calls._idle
+
+    run(work)
+
+
+def test_idle_connections_are_closed_after_a_while(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "IDLE_S", 0.1)
+
+    async def work() -> None:
+        calls = Connections(endpoint.address or "")
+        await asyncio.gather(*(calls.call("echo", ASK, timeout_ms=5_000) for _ in range(3)))
+        assert len(calls._idle) == 3
+        await asyncio.sleep(0.3)
+        assert not calls._idle and not endpoint._connections and not calls.lost
         assert (await calls.call("echo", ASK, timeout_ms=5_000)).offset == 5
         calls.close()
 
     run(work)
+
+
+def test_an_endpoint_that_takes_no_connections_blocks_nobody() -> None:
+    """A paused actor: the kernel's queue of connections is full, and connecting would wait without end."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        address = f"raystream-test-{os.getpid()}"
+        listener.bind("\0" + address)
+        listener.listen(4)
+
+        async def work() -> None:
+            calls = Connections(address)
+            errors = [type(await _error(calls.call("echo", ASK, timeout_ms=5))) for _ in range(20)]
+            assert set(errors) == {RequestTimeout, ActorLost}
+            assert calls.lost
+
+        run(work)
+
+
+async def _error(call: Awaitable[Any]) -> Exception | None:
+    try:
+        await call
+    except Exception as error:
+        return error
+    return None
+
+
+def test_an_endpoint_goes_on_after_a_failure_to_serve(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    welcome, failures = endpoint._welcome, [OSError("too many open files"), RuntimeError("can't start new thread")]
+
+    def fails(connection: socket.socket) -> bool:
+        if failures:
+            raise failures.pop()
+        return welcome(connection)
+
+    monkeypatch.setattr(endpoint, "_welcome", fails)
+
+    async def work() -> None:
+        for _ in range(2):
+            assert isinstance(
+                await _error(Connections(endpoint.address or "").call("echo", ASK, timeout_ms=5_000)), ActorLost
+            )
+        calls = Connections(endpoint.address or "")
+        assert (await calls.call("echo", ASK, timeout_ms=5_000)).offset == 5
+        calls.close()
+
+    run(work)
+
+
+def test_a_listener_of_another_user_is_refused(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(e, "_user_of", lambda connection: os.getuid() + 1)
+    with pytest.raises(PermissionError, match="another user"):
+        e.connect(endpoint.address or "")
 
 
 def test_beyond_the_bound_connections_are_refused(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from raystream import messages as m
 from raystream.actors import wire
-from raystream.errors import CorruptBatch, FencedLeaderEpoch, OffsetOutOfRange, RaystreamError
+from raystream.errors import CorruptBatch, FencedLeaderEpoch, OffsetOutOfRange, ProtocolMismatch, RaystreamError
 
 
 def opened(frame: list[memoryview]) -> tuple[memoryview, memoryview]:
@@ -70,9 +70,17 @@ def test_fields_that_a_newer_release_adds_are_left_out() -> None:
     assert wire.read_answer(text, memoryview(b"")) == m.OffsetReply(offset=4)
 
 
+def test_a_class_that_a_newer_release_adds_is_left_out_where_its_field_is() -> None:
+    text = json.dumps(["ok", {"#": "OffsetReply", "offset": 4, "quota": {"#": "Quota", "bytes": 7}}]).encode()
+    assert wire.read_answer(text, memoryview(b"")) == m.OffsetReply(offset=4)
+    for known in ({"#": "OffsetReply", "offset": {"#": "Quota"}}, {"#": "Quota"}):
+        with pytest.raises(ProtocolMismatch, match="a Quota"):
+            wire.read_answer(json.dumps(["ok", known]).encode(), memoryview(b""))
+
+
 def test_only_classes_of_messages_are_made() -> None:
     text = json.dumps(["ok", {"#": "Popen", "args": "true"}]).encode()
-    with pytest.raises(KeyError):
+    with pytest.raises(ProtocolMismatch):
         wire.read_answer(text, memoryview(b""))
 
 

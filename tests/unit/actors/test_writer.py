@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
 from raystream.actors.writer import Ticket, Writer
-from raystream.errors import Closed, Overloaded, RequestTimeout
+from raystream.errors import ActorLost, Overloaded, RequestTimeout
 
 
 def _writer(handle: object, **options: object) -> tuple[Writer[int], list[BaseException]]:
@@ -48,7 +49,7 @@ def test_stop_handles_what_has_queued_and_refuses_more() -> None:
     writer.start()
     writer.stop()
     assert [ticket.wait(0) for ticket in tickets] == list(range(10))
-    with pytest.raises(Closed):
+    with pytest.raises(ActorLost):
         writer.submit(11)
 
 
@@ -76,7 +77,7 @@ def test_a_broken_handler_is_reported_and_later_calls_are_refused() -> None:
     writer.start()
     writer.submit(1)
     assert reported.wait(5)
-    with pytest.raises(Closed):
+    with pytest.raises(ActorLost):
         writer.submit(2)
 
 
@@ -85,3 +86,56 @@ def test_only_the_first_outcome_of_a_ticket_counts() -> None:
     ticket.answer("first")
     ticket.fail(OSError("later"))
     assert ticket.wait(0) == "first"
+
+
+def test_one_owner_at_a_time_whoever_it_is() -> None:
+    """Callers that work here and the writer's thread: no two at once, and nobody is forgotten."""
+    inside = 0
+    most = 0
+    handled: list[int] = []
+
+    def handle(tickets: list[Ticket[int]]) -> None:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        for ticket in tickets:
+            handled.append(ticket.work)
+            time.sleep(0.0002)
+            ticket.answer(ticket.work)
+        inside -= 1
+
+    def idle_ms() -> float:
+        nonlocal most
+        most = max(most, inside + 1)  # it looks at the owner's state as well
+        return 1.0
+
+    writer: Writer[int] = Writer("test", handle, idle_ms=idle_ms, broken=lambda error: None)
+    writer.start()
+    answers: list[int] = []
+
+    def call(first: int) -> None:
+        answers.extend(writer.submit(number, here=number % 3 > 0).wait(5_000) for number in range(first, first + 200))
+
+    threads = [threading.Thread(target=call, args=(1_000 * place,)) for place in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    writer.stop()
+    assert sorted(answers) == sorted(handled) == sorted(1_000 * place + n for place in range(6) for n in range(200))
+    assert most == 1, "two owners at once"
+
+
+def test_an_idle_time_that_cannot_be_told_ends_the_writer() -> None:
+    """Else the actor would live on, and answer nobody."""
+    broken: list[BaseException] = []
+
+    def idle_ms() -> float:
+        raise KeyError("lost")
+
+    writer: Writer[int] = Writer("test", lambda tickets: None, idle_ms=idle_ms, broken=broken.append)
+    writer.start()
+    writer._thread.join(5)
+    assert isinstance(broken[0], KeyError)
+    with pytest.raises(ActorLost):
+        writer.submit(1)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import gc
 import time
+from collections import deque
 from collections.abc import Iterator
 
 import pytest
 
 from raystream.client.consumer import Consumer
-from raystream.errors import CoordinatorNotAvailable, InvalidArgument, InvalidRecord
+from raystream.client.fetched import Fetched, join_head
+from raystream.errors import CoordinatorNotAvailable, InvalidArgument, InvalidRecord, UnknownMember
 from raystream.types import Record
 from tests.fakes.log import FakeCluster, eventually
+from tests.fakes.logs import SCHEMAS
 
 
 @pytest.fixture
@@ -102,6 +105,51 @@ def test_the_next_batch_waits_until_the_one_before_is_committed(cluster: FakeClu
         second = consumer.poll(5)
         assert second is not None and second.offsets == range(7, 9)
         assert cluster.committed() == 7
+
+
+def test_a_commit_that_failed_is_tried_again_and_the_batch_comes(cluster: FakeCluster) -> None:
+    with cluster.consumer(group="g", auto_commit_interval_ms=60_000) as consumer:
+        assert consumer.poll(5) is not None
+        cluster.append("t", [b"7"])
+        cluster.coordinator_port.commit_errors += [UnknownMember("who?"), CoordinatorNotAvailable("starting")]
+        second = consumer.poll(5)
+        assert second is not None and second.offsets == range(7, 8)
+
+
+def test_a_seek_waits_for_no_commit(cluster: FakeCluster) -> None:
+    with cluster.consumer(group="g", auto_commit_interval_ms=60_000) as consumer:
+        assert consumer.poll(5) is not None
+        cluster.coordinator_port.commits_paused = True
+        assert consumer.poll(0.1) is None
+        consumer.seek("t", 0, 2)
+        again = consumer.poll(5)
+        assert again is not None and again.offsets == range(2, 7)
+        cluster.coordinator_port.commits_paused = False
+
+
+@pytest.mark.parametrize("each_batch", [True, False])
+def test_a_batch_committed_by_hand_is_not_taken_back(cluster: FakeCluster, each_batch: bool) -> None:
+    with cluster.consumer(group="g", auto_commit_interval_ms=50, commit_each_batch=each_batch) as consumer:
+        batch = consumer.poll(5)
+        assert batch is not None
+        consumer.commit(batch)
+        time.sleep(0.3)
+        assert cluster.committed() == 7
+
+
+def test_runs_of_two_schemas_are_not_joined() -> None:
+    queue: deque[Fetched] = deque()
+    for first, schema in ((0, SCHEMAS[0]), (2, SCHEMAS[0]), (4, SCHEMAS[1]), (6, SCHEMAS[1])):
+        queue.append(Fetched(schema, [], first, first + 2, 10, 8))
+    join_head(queue, 1 << 20)
+    assert [(run.first_offset, run.next_offset, run.size_bytes) for run in queue] == [
+        (0, 4, 20),
+        (4, 6, 10),
+        (6, 8, 10),
+    ]
+    queue.popleft()
+    join_head(queue, 15)
+    assert len(queue) == 2, "more than was allowed"
 
 
 def test_batches_of_other_partitions_do_not_wait_for_a_commit(cluster: FakeCluster) -> None:
