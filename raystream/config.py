@@ -17,6 +17,10 @@ DAY_MS: Final = 86_400_000
 INLINE_LIMIT_BYTES: Final = 90 * KIB
 """Ray passes arguments up to 100 KB inside the call; above, through the object store, which pays from 1 MB on."""
 MAX_PARTITIONS: Final = 10_000
+SCRUB_BYTES_PER_S: Final = 20 * MIB
+"""So fast a disk's logs are read through to find bytes that have gone bad, all of its actors together."""
+SCRUB_INTERVAL_MS: Final = DAY_MS
+"""A log is read through once in so long, or less often where the rate does not allow it."""
 
 
 def setting(default: Any, low: float | None = None, high: float | None = None, choices: tuple[Any, ...] = ()) -> Any:
@@ -30,6 +34,8 @@ class TopicConfig:
 
     flush: Literal["fsync", "os"] = setting("fsync", choices=("fsync", "os"))
     """"fsync": acknowledged means on the disk. "os": in the page cache; a power cut may lose the last records."""
+    min_insync_replicas: int = setting(0, 0, 16)
+    """acks="all" needs so many replicas in sync, or waits. 0: two where there are three replicas or more, else one."""
     segment_bytes: int = setting(256 * MIB, 1 * MIB, 2**31)
     segment_ms: int = setting(7 * DAY_MS, 1000, 10 * 365 * DAY_MS)
     max_batch_bytes: int = setting(16 * MIB, 1 * KIB, 256 * MIB)

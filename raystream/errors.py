@@ -18,11 +18,13 @@ RaystreamError
 ├── Unavailable                       try again: somebody is starting, moving or gone for the moment
 │   ├── ActorLost                     an actor died during a call: the outcome is unknown
 │   ├── NotLeader
+│   ├── NotEnoughReplicas             fewer in-sync replicas than min_insync_replicas: nothing was written
 │   ├── CoordinatorNotAvailable
 │   └── Overloaded
 ├── Fenced                            the caller speaks for an earlier epoch
 │   ├── FencedLeaderEpoch
 │   ├── UnknownLeaderEpoch
+│   ├── UnexpectedEndOffset           somebody else has written to the log meanwhile
 │   ├── FencedMember
 │   ├── UnknownMember
 │   └── FencedProducer
@@ -143,6 +145,10 @@ class NotLeader(Unavailable):
     """The replica asked does not lead the partition."""
 
 
+class NotEnoughReplicas(Unavailable):
+    """Fewer replicas are in sync than `min_insync_replicas`, so acks="all" cannot be had now; nothing was written."""
+
+
 class CoordinatorNotAvailable(Unavailable):
     """The group's coordinator is loading or gone for the moment."""
 
@@ -165,6 +171,10 @@ class UnknownLeaderEpoch(Fenced):
     """The request carries a newer leader epoch than the replica knows."""
 
     retriable = True
+
+
+class UnexpectedEndOffset(Fenced):
+    """A batch was to stand at a certain offset, and the log ends elsewhere: somebody else has written meanwhile."""
 
 
 class FencedMember(Fenced):

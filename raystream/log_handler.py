@@ -95,7 +95,7 @@ class LogHandler(logging.Handler):
         }
         if record.exc_info:
             fields["error"] = logging.Formatter().formatException(record.exc_info)
-        extra = {name: _plain(value) for name, value in vars(record).items() if name not in _STANDARD}
+        extra = {name: _plain(value) for name, value in vars(record).items() if not _is_standard(name)}
         if extra:
             fields["extra"] = extra
         return fields
@@ -120,6 +120,10 @@ def _connected() -> Cluster:
     from raystream.cluster import connect  # loads Ray
 
     return connect()
+
+
+def _is_standard(name: str) -> bool:
+    return name in _STANDARD or name.startswith("_ray_")  # Ray stamps every record of a process that it is in
 
 
 def _plain(value: Any) -> Any:

@@ -1,45 +1,79 @@
-"""The broker actor: owns its node's data directory, decides topics and leaders, keeps every replica served.
+"""The broker actor: one per node. Owns the node's data directory, serves its replicas, knows the metadata, and is the
+controller where the others' brokers have elected it.
 
-It is its own only voter here, so it is the controller. Every change is decided, appended to the metadata log with a
-sync, and only then replayed into the image that answers come from; a restart replays the same log.
-
-Guarantees. A change that answers is on the disk and served. After a kill -9 of this actor Ray starts it again; it
-finds its partition actors alive and adopts them, and whatever died meanwhile it starts anew.
+Guarantees. A change that answers is committed to the metadata log on a majority of the voters' disks, and served. After
+a kill -9 of this actor Ray starts it again; it finds its partition actors alive and adopts them, and whatever died
+meanwhile it starts anew. Any broker answers for all: changes are handed on to the controller.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import shutil
-import socket
+import random
+import secrets
 import threading
+import time
 import traceback
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import ray
 
 from raystream import messages as m
-from raystream.actors.handles import BROKER
+from raystream.actors import logs
+from raystream.actors.controlling import Controlling
+from raystream.actors.finding import broker_name, nodes
+from raystream.actors.founding import open_disk
 from raystream.actors.hosts import Hosts, Key, ask_all
+from raystream.actors.internal_topics import internal_topics
 from raystream.actors.keeper import CoordinatorKeeper
-from raystream.actors.metadata_store import MetadataStore
-from raystream.actors.writer import Ticket, Writer
+from raystream.actors.launch import start_actor
+from raystream.actors.lease import Lease
+from raystream.actors.membership import Membership
+from raystream.actors.metadata import Metadata
+from raystream.actors.peers import Peers
+from raystream.actors.processes import is_alive
+from raystream.actors.raft_node import RaftNode
+from raystream.actors.reconciling import Reconciler
 from raystream.clock import SystemClock
-from raystream.errors import RaystreamError, RequestTimeout, StorageError
+from raystream.core.controller import Controller
+from raystream.core.raft_messages import Message, Status
+from raystream.errors import NotLeader, RaystreamError, RequestTimeout, Unavailable
+from raystream.schema import RAW_SCHEMA
 from raystream.storage import root as data_roots
 from raystream.storage.files import DiskFiles
 
 logger = logging.getLogger("raystream.broker")
 
 START_TIMEOUT_S: Final = 60.0
-CHANGE_TIMEOUT_MS: Final = 60_000.0
+SERVED_TIMEOUT_S: Final = 30.0
+OTHERS_TIMEOUT_S: Final = 20.0
+APPLY_TIMEOUT_S: Final = 10.0
 POLL_S: Final = 2.0
-RETRY_S: Final = 0.5
+STATUS_TIMEOUT_MS: Final = 5_000.0
+RETRY_S: Final = 0.05
 MAX_METADATA_WAIT_MS: Final = 30_000
+LEASE: Final = "lease"
+
+_DECISIONS: Final[dict[str, Callable[[Controller, Any], Any]]] = {
+    "create_topic": lambda c, r: c.create_topic(r[0], topic_id=r[1], raw_schema=RAW_SCHEMA.serialize().to_pybytes()),
+    "alter_topic": lambda c, r: c.alter_topic(r),
+    "delete_topic": lambda c, r: c.delete_topic(r),
+    "replicas_changed": lambda c, r: c.replicas_changed(r),
+    "alter_isr": lambda c, r: c.alter_isr(r),
+    "reassign": lambda c, r: c.reassign(r),
+    "elect_leaders": lambda c, r: c.elect_leaders(r),
+    "drain_broker": lambda c, r: c.drain_broker(r),
+}
+
+
+def _create_internal_topic(request: m.CreateTopicRequest, topic_id: str, controller: Controller) -> Any:
+    raw_schema = RAW_SCHEMA.serialize().to_pybytes()
+    return controller.create_topic(request, topic_id=topic_id, raw_schema=raw_schema, internal=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,27 +101,29 @@ class BrokerReady:
 
 
 class BrokerActor:
-    """See the module. Methods block their own thread only; all changes run on the supervising thread, in order."""
+    """See the module. Methods block their own thread only."""
 
     def __init__(self, spec: BrokerSpec) -> None:
+        logs.begin()
         self._spec = spec
         self._clock = SystemClock()
+        self._node_id = ray.get_runtime_context().get_node_id()
+        self._name = broker_name(self._node_id)
+        self._peers = Peers(spec.namespace, self._name, self._node_id)
+        self._metadata = Metadata()
         self._started = threading.Event()
         self._failure: Exception | None = None
         self._stopping = threading.Event()
-        self._changed = threading.Condition()
-        self._version = self._clock.now_ms()
-        self._served: dict[Key, tuple[str, str]] = {}
-        self._free_bytes = 0
+        self._enlisted: set[str] = {self._node_id}
         self._root: Path
         self._slot: data_roots.Slot
         self._claim: data_roots.RootClaim | None = None
-        self._store: MetadataStore
+        self._node: RaftNode | None = None
+        self._member: Membership
+        self._controlling: Controlling
         self._hosts: Hosts
         self._coordinator: CoordinatorKeeper
-        self._supervisor: Writer[Callable[[], Any]] = Writer(
-            "raystream-supervisor", self._supervise, broken=self._give_up
-        )
+        self._reconciler: Reconciler
         threading.Thread(target=self._start, name="raystream-start", daemon=True).start()
 
     # Starting and stopping ------------------------------------------------------------------------------------------
@@ -96,9 +132,15 @@ class BrokerActor:
         try:
             m.check_protocol(self._spec.protocol)
             self._open_root()
-            self._supervisor.start()
-            self._supervisor.submit(self._recover).wait(START_TIMEOUT_S * 1000)
-            threading.Thread(target=self._poll, name="raystream-poll", daemon=True).start()
+            self._hosts.adopt()
+            self._hosts.keep_spare()  # starts beside all else; the first to need an actor takes it
+            self._open_node()
+            assert self._node is not None
+            self._member.start(self._node)
+            self._reconciler.start()
+            for work in (self._keep_coordinator, self._look_around, self._ask_around):
+                threading.Thread(target=work, name=f"raystream{work.__name__}", daemon=True).start()
+            self._await_service()
         except Exception as error:
             if not isinstance(error, RaystreamError):
                 traceback.print_exc()
@@ -115,216 +157,318 @@ class BrokerActor:
         if (kind := data_roots.network_file_system(root)) is not None:
             logger.warning("%s lies on a network file system (%s): syncs and locks may not hold there", root, kind)
         self._root = root
-        self._slot = data_roots.take_slot(root, spec.cluster)
-        self._store = MetadataStore(DiskFiles(), self._slot.path, self._slot.number, self._clock)
-        node_id = ray.get_runtime_context().get_node_id()
+        node = data_roots.Node(self._node_id, os.getppid(), is_alive)
+        self._slot = data_roots.take_slot(root, spec.cluster, node)
         self._hosts = Hosts(
             namespace=spec.namespace,
-            node_id=node_id,
+            node_id=self._node_id,
             directory=self._slot.path,
             cluster=spec.cluster,
             lost=self._actor_lost,
         )
-        self._coordinator = CoordinatorKeeper(spec.namespace, node_id, self._slot.path, spec.cluster, self._actor_lost)
+        self._coordinator = CoordinatorKeeper(
+            spec.namespace, self._node_id, self._slot.path, spec.cluster, self._coordinator_lost
+        )
 
-    def _recover(self) -> None:
-        """Replays the metadata, takes in what lives on, starts what does not."""
-        self._store.open()
-        self._hosts.adopt()
-        adopted = {key for host in self._hosts.hosts() for key in host.keys}
-        for host in self._hosts.hosts():
-            self._served.update(dict.fromkeys(host.keys, (host.name, "")))
-        self._hosts.keep_spare()  # starts beside the coordinator; the first to need an actor takes it
-        self._coordinator.start_or_adopt()
-        self._store.ensure_internal_topics()
-        self._serve([key for key in self._store.partitions() if key not in adopted])
-        self._hosts.keep_spare()
+        self._member = Membership(
+            self._metadata,
+            self._peers,
+            self._clock,
+            node_id=self._node_id,
+            root=root,
+            lease=Lease(self._slot.path / LEASE, owner=True),
+            coordinator=lambda: self._coordinator.name,
+            here=lambda method, *arguments: getattr(self, method)(*arguments),
+            look=self._look,
+        )
+
+    def _open_node(self) -> None:
+        disk = open_disk(
+            DiskFiles(),
+            self._slot.path,
+            peers=self._peers,
+            founder=self._node_id == self._spec.cluster,
+            request=self._member.registration,
+            enlist=self._enlist,
+            timeout_s=START_TIMEOUT_S,
+        )
+        self._node = RaftNode(
+            disk,
+            clock=self._clock,
+            rng=random.Random(secrets.randbits(64)),
+            send=self._peers.send,
+            apply=self._metadata.apply,
+            restore=self._metadata.restore,
+            take_snapshot=self._metadata.take_snapshot,
+            changed=self._status_changed,
+            failed=self._give_up,
+        )
+        self._controlling = Controlling(self._node, self._metadata, self._clock, self._tended)
+        self._reconciler = Reconciler(
+            self._metadata,
+            self._hosts,
+            disk.identity.id,
+            self._slot.path,
+            str(self._slot.path / LEASE),
+            self._report,
+        )
+        self._controlling.start()
+        self._node.start()
+
+    @property
+    def _broker_id(self) -> int:
+        assert self._node is not None
+        return self._node.identity.id
 
     def ready(self) -> BrokerReady:
         """Waits until the broker serves. Raises why it cannot start."""
         self._await_start()
-        return BrokerReady(str(self._root), self._store.cluster_id, self._slot.number, os.getpid())
+        return BrokerReady(str(self._root), self._metadata.cluster_id, self._broker_id, os.getpid())
 
     def _await_start(self) -> None:
-        if not self._started.wait(START_TIMEOUT_S):
-            raise RequestTimeout(f"the broker did not start within {START_TIMEOUT_S:.0f} s")
+        if not self._started.wait(2 * START_TIMEOUT_S):
+            raise RequestTimeout(f"the broker did not start within {2 * START_TIMEOUT_S:.0f} s")
         if self._failure is not None:
             raise self._failure
 
+    def _await_service(self) -> None:
+        """Until the groups' log is served and all replicas here are open; and, where this broker brings the cluster up,
+        until the other nodes' brokers have joined."""
+        for name in internal_topics():
+            deadline = time.monotonic() + START_TIMEOUT_S
+            while self._metadata.wait_until_served(name, 1.0) is None:
+                if time.monotonic() > deadline:
+                    raise RequestTimeout(f"nobody has made {name} within {START_TIMEOUT_S:.0f} s")
+        self._reconciler.wait_until_settled(START_TIMEOUT_S)
+        if self._node_id == self._spec.cluster:
+            deadline = time.monotonic() + OTHERS_TIMEOUT_S
+            while time.monotonic() < deadline and not self._everybody_is_in():
+                time.sleep(RETRY_S)
+
+    def _everybody_is_in(self) -> bool:
+        with self._metadata.image() as image:
+            live = {broker.node_id for broker in image.brokers.values() if not broker.fenced}
+        return all(node.node_id in live for node in self._peers.others())
+
     def stop(self) -> None:
         """Closes every log cleanly, ends every actor of this broker and gives the data directory back."""
-        self._await_start()
-        if self._stopping.is_set():
+        if not self._started.wait(START_TIMEOUT_S) or self._stopping.is_set():
             return
         self._stopping.set()
-        self._submit(self._shut_down)
-        self._supervisor.stop()
-
-    def _shut_down(self) -> None:
-        self._coordinator.stop()
-        self._hosts.stop()
-        self._store.close()
+        self._member.stop()
+        if self._node is not None:
+            self._reconciler.stop()
+            self._coordinator.stop()
+            self._hosts.stop()
+            self._controlling.stop()
+            self._node.stop()
         if self._claim is not None:
             self._claim.release()
-        self._changed_now()
 
-    # Topics ---------------------------------------------------------------------------------------------------------
+    def _give_up(self, error: BaseException) -> None:
+        traceback.print_exception(error)
+        os._exit(1)  # Ray starts this actor again, which recovers from the disk
+
+    # The cluster ----------------------------------------------------------------------------------------------------
+
+    def _status_changed(self, status: Status) -> None:
+        self._member.beat()
+        self._controlling.wake()
+
+    def _look_around(self) -> None:
+        """Finds brokers whose address is not known, and as the controller nodes that have none. Ray may keep this
+        thread waiting; nobody else waits for it."""
+        while not self._stopping.is_set():
+            self._peers.unknown.wait(POLL_S)
+            try:
+                self._meet()
+                if self._controlling.leads:
+                    self._enlist()
+            except Exception as error:
+                logger.info("the other brokers cannot be found: %s", error)
+            self._stopping.wait(RETRY_S)
+
+    def _ask_around(self) -> None:
+        """Asks every actor here how it is, which also makes it publish its metrics."""
+        while not self._stopping.wait(POLL_S):
+            ask_all(self._hosts.hosts(), "status", STATUS_TIMEOUT_MS)
+
+    def _look(self) -> None:
+        """Nobody is known to be the controller. A cluster that starts again needs a majority before it has one."""
+        if self._node_id == self._spec.cluster:
+            self._enlist()
+        self._peers.unknown.set()
+        self._meet()
+
+    def _meet(self) -> None:
+        with self._metadata.image() as image:
+            for broker in image.brokers.values():
+                self._peers.learn(broker.broker_id, broker.actor)
+        if self._peers.unknown.is_set():
+            self._peers.unknown.clear()
+            self._peers.ask_all()
+
+    def _tended(self) -> None:
+        """As the controller: what is missing is made."""
+        for name, request in internal_topics().items():
+            with self._metadata.image() as image:
+                missing = name not in image.topics and any(not broker.fenced for broker in image.brokers.values())
+            if missing:
+                self._controlling.decide(partial(_create_internal_topic, request, secrets.token_hex(16)))
+
+    def _enlist(self) -> None:
+        spec = replace(self._spec, embedded=False) if not self._spec.embedded else self._spec
+        for node in nodes():
+            if node.node_id not in self._enlisted:
+                name = broker_name(node.node_id)
+                start_actor(
+                    BrokerActor, spec, name=name, namespace=spec.namespace, node_id=node.node_id, max_restarts=-1
+                )
+                self._enlisted.add(node.node_id)
+
+    # Asked by other brokers -----------------------------------------------------------------------------------------
+
+    def hello(self) -> m.HelloReply:
+        """Who this broker is, at once."""
+        node = self._node
+        leader = node.status.leader if node is not None else None
+        return m.HelloReply(
+            actor=self._name,
+            node_id=self._node_id,
+            broker_id=None if node is None else node.identity.id,
+            directory_id="" if node is None else node.identity.directory_id,
+            cluster_id=None if node is None else node.cluster_id,
+            controller=None if leader is None else leader.id,
+            error="" if self._failure is None else str(self._failure),
+        )
+
+    def raft(self, sender: str, messages: Sequence[Message]) -> None:
+        """Messages of the metadata log."""
+        if self._node is not None and not self._stopping.is_set():
+            for message in messages:
+                self._peers.learn(message.source.id, sender)
+            self._node.step(messages)
+
+    def heartbeat(self, request: m.BrokerHeartbeatRequest) -> m.BrokerHeartbeatReply:
+        """A broker's sign of life, to the controller. Raises NotLeader, Fenced."""
+        m.check_protocol(request.protocol)
+        if self._node is None:
+            raise NotLeader("this broker is not the controller")
+        return self._controlling.heartbeat(request)
+
+    def decide(self, method: str, request: Any) -> m.Decided:
+        """One decision, at the controller. Raises NotLeader elsewhere."""
+        if self._node is None or self._stopping.is_set():
+            raise NotLeader("this broker is not the controller")
+        if method == "register":
+            m.check_protocol(request.protocol)
+            reply: Any = self._controlling.register(request)
+            self._peers.learn(reply.broker_id, request.actor)
+        else:
+            reply = self._controlling.decide(lambda controller: _DECISIONS[method](controller, request))
+        return m.Decided(reply=reply, version=self._metadata.version)
+
+    # Asking the controller ------------------------------------------------------------------------------------------
+
+    def hand_on(self, method: str, request: Any) -> m.Decided:
+        """One decision, wherever the controller is."""
+        return self._member.ask_controller(method, request)
+
+    def _report(self, served: tuple[m.ServedReplica, ...], lost: tuple[Key, ...]) -> int:
+        request = m.ReplicasChangedRequest(
+            broker_id=self._broker_id, incarnation=self._member.incarnation, served=served, lost=lost
+        )
+        return self._member.ask_controller("replicas_changed", request).version
+
+    # Actors of this node --------------------------------------------------------------------------------------------
+
+    def _actor_lost(self, name: str) -> None:
+        if not self._stopping.is_set() and self._node is not None:
+            self._reconciler.actor_lost(name)
+
+    def _keep_coordinator(self) -> None:
+        """Until it works or the broker stops: Ray may need a moment to give us a process."""
+        while not self._stopping.is_set():
+            try:
+                self._coordinator.start_or_adopt()
+                self._member.beat()
+                return
+            except RaystreamError as error:
+                logger.warning("will try again: %s", error)
+                self._stopping.wait(RETRY_S)
+
+    def _coordinator_lost(self, name: str) -> None:
+        if not self._stopping.is_set() and self._coordinator.lost(name):
+            self._member.beat()
+            self._keep_coordinator()
+
+    def alter_isr(self, request: m.AlterIsrRequest) -> m.Done:
+        """A leader on this node asks for another ISR."""
+        m.check_protocol(request.protocol)
+        self._member.ask_controller("alter_isr", request)
+        return m.Done()
+
+    # Asked by clients -----------------------------------------------------------------------------------------------
 
     def metadata(self, request: m.MetadataRequest) -> m.MetadataReply:
         """Topics, leaders, brokers; waits for a change where the request asks for it."""
         self._await_start()
         m.check_protocol(request.protocol)
         if request.max_wait_ms > 0:
-            wait_s = min(request.max_wait_ms, MAX_METADATA_WAIT_MS) / 1000
-            with self._changed:
-                self._changed.wait_for(lambda: self._version != request.known_version, timeout=wait_s)
-        version = self._version
-        if version == request.known_version:
-            return self._reply(version, None, ())
-        names = request.topics if request.topics is not None else self._store.topic_names(internal=request.internal)
-        found = [topic for name in names if (topic := self._topic_metadata(name)) is not None]
-        known = {topic.name for topic in found}
-        return self._reply(version, tuple(found), tuple(name for name in names if name not in known))
+            self._metadata.wait_for_change(request.known_version, min(request.max_wait_ms, MAX_METADATA_WAIT_MS) / 1000)
+        version = self._metadata.version
+        topics: tuple[m.TopicMetadata, ...] | None = None
+        if version != request.known_version:
+            topics = self._metadata.topics(request.topics, internal=request.internal)
+        known = {topic.name for topic in topics or ()}
+        leader = self._node.status.leader if self._node is not None else None
+        return m.MetadataReply(
+            version=version,
+            cluster_id=self._metadata.cluster_id,
+            brokers=self._metadata.brokers(-1 if leader is None else leader.id, self._member.free_bytes),
+            topics=topics,
+            missing=tuple(name for name in request.topics or () if topics is not None and name not in known),
+        )
 
     def create_topic(self, request: m.CreateTopicRequest) -> m.TopicMetadata:
         m.check_protocol(request.protocol)
-        return self._change(lambda: self._store.create_topic(request), request.name)
+        self._change("create_topic", (request, secrets.token_hex(16)))
+        return self._served_topic(request.name)
 
     def alter_topic(self, request: m.AlterTopicRequest) -> m.TopicMetadata:
         m.check_protocol(request.protocol)
-        return self._change(lambda: self._store.alter_topic(request), request.name)
+        self._change("alter_topic", request)
+        return self._served_topic(request.name)
 
     def delete_topic(self, request: m.DeleteTopicRequest) -> m.Done:
         m.check_protocol(request.protocol)
-
-        def delete() -> None:
-            keys = self._store.delete_topic(request)
-            self._changed_now()
-            self._hosts.close(keys)
-            for topic_id, partition in keys:
-                self._served.pop((topic_id, partition), None)
-                shutil.rmtree(self._directory(topic_id, partition), ignore_errors=True)
-
-        self._submit(delete)
+        self._change("delete_topic", request)
         return m.Done()
 
-    def _change(self, change: Callable[[], None], topic: str) -> m.TopicMetadata:
-        def work() -> m.TopicMetadata:
-            change()
-            self._serve(self._store.partitions(topic))
-            self._hosts.keep_spare()
-            metadata = self._topic_metadata(topic)
-            assert metadata is not None
-            return metadata
+    def reassign(self, request: m.ReassignRequest) -> m.TopicMetadata:
+        """Begins to move replicas; they catch up while the topic is in use."""
+        m.check_protocol(request.protocol)
+        self._change("reassign", request)
+        return self._served_topic(request.topic)
 
-        metadata: m.TopicMetadata = self._submit(work)
-        return metadata
+    def elect_leaders(self, request: m.ElectLeadersRequest) -> m.Done:
+        m.check_protocol(request.protocol)
+        self._change("elect_leaders", request)
+        return m.Done()
 
-    def _submit(self, work: Callable[[], Any]) -> Any:
+    def drain_broker(self, request: m.DrainBrokerRequest) -> m.Done:
+        m.check_protocol(request.protocol)
+        self._change("drain_broker", request)
+        return m.Done()
+
+    def _change(self, method: str, request: Any) -> None:
         self._await_start()
-        return self._supervisor.submit(work).wait(CHANGE_TIMEOUT_MS)
+        decided = self._member.ask_controller(method, request)
+        if not self._metadata.wait_for_version(decided.version, APPLY_TIMEOUT_S):
+            raise RequestTimeout("the change is made, and this broker has not heard of it yet")
 
-    # On the supervising thread --------------------------------------------------------------------------------------
-
-    def _supervise(self, tickets: list[Ticket[Callable[[], Any]]]) -> None:
-        for ticket in tickets:
-            try:
-                ticket.answer(ticket.work())
-            except Exception as error:
-                if not isinstance(error, RaystreamError):
-                    traceback.print_exc()
-                ticket.fail(error)
-                if isinstance(error, StorageError) and not error.retriable:
-                    self._give_up(error)  # the metadata log takes no more writes until it is recovered
-
-    def _serve(self, keys: list[Key]) -> None:
-        """Opens replicas in actors. One that was not open gets a new incarnation first, which fences its past."""
-        keys = [key for key in keys if self._store.exists(key)]  # its topic may have been deleted meanwhile
-        self._store.new_incarnations([key for key in keys if self._hosts.home(key) is None])
-        for internal in (True, False):
-            specs = [
-                self._store.spec(key, str(self._directory(*key)))
-                for key in keys
-                if self._store.is_internal(key) == internal
-            ]
-            if specs:
-                self._served.update(self._hosts.open(specs, internal=internal))
-        self._changed_now()
-        again = [key for key in keys if self._served.get(key) == ("", "")]
-        if again and not self._stopping.is_set():
-            threading.Timer(RETRY_S, self._submit_quietly, (lambda: self._serve(again),)).start()
-
-    def _submit_quietly(self, work: Callable[[], None]) -> None:
-        if not self._stopping.is_set():
-            self._supervisor.submit(work)
-
-    def _actor_lost(self, name: str) -> None:
-        """An actor's process is gone; called on a watcher's thread."""
-        self._submit_quietly(lambda: self._replace(name))
-
-    def _replace(self, name: str) -> None:
-        if self._coordinator.lost(name):
-            self._changed_now()
-            return self._persistently(self._coordinator.start_or_adopt)
-        host = self._hosts.drop(name)
-        if host is None:
-            return None
-        logger.warning("partition actor %s (pid %d) is gone: starting its successor", name, host.pid)
-        self._served.update(dict.fromkeys(host.keys, ("", "")))
-        self._changed_now()
-        self._persistently(lambda: self._serve(sorted(host.keys)))
-        self._hosts.keep_spare()
-        return None
-
-    def _persistently(self, work: Callable[[], None]) -> None:
-        """Until it works or the broker stops: Ray may need a moment to give us a process."""
-        while not self._stopping.is_set():
-            try:
-                work()
-                self._changed_now()
-                return
-            except RaystreamError as error:
-                logger.warning("will try again: %s", error)
-                self._stopping.wait(RETRY_S)
-
-    def _give_up(self, error: BaseException) -> None:
-        traceback.print_exception(error)
-        os._exit(1)  # Ray starts this actor again, which recovers from the disk
-
-    # Answers --------------------------------------------------------------------------------------------------------
-
-    def _changed_now(self) -> None:
-        with self._changed:
-            self._version += 1
-            self._changed.notify_all()
-
-    def _directory(self, topic_id: str, partition: int) -> Path:
-        return self._slot.path / f"{topic_id}-{partition}"
-
-    def _topic_metadata(self, name: str) -> m.TopicMetadata | None:
-        return self._store.describe(name, self._served, ray.get_runtime_context().get_node_id())
-
-    def _reply(
-        self, version: int, topics: tuple[m.TopicMetadata, ...] | None, missing: tuple[str, ...]
-    ) -> m.MetadataReply:
-        broker = m.BrokerMetadata(
-            broker_id=self._slot.number,
-            actor=BROKER,
-            coordinator=self._coordinator.name,
-            node_id=ray.get_runtime_context().get_node_id(),
-            node=socket.gethostname(),
-            data_dir=str(self._root),
-            free_bytes=self._free_bytes,
-            pid=os.getpid(),
-            controller=True,
-            replicas=len(self._served),
-        )
-        return m.MetadataReply(
-            version=version, cluster_id=self._store.cluster_id, brokers=(broker,), topics=topics, missing=missing
-        )
-
-    def _poll(self) -> None:
-        """Asks every actor how it is, which also makes it publish its metrics."""
-        while not self._stopping.wait(POLL_S if self._free_bytes else 0):
-            self._free_bytes = shutil.disk_usage(self._root).free
-            ask_all(self._hosts.hosts(), "status", 5_000.0)
+    def _served_topic(self, name: str) -> m.TopicMetadata:
+        found = self._metadata.wait_until_served(name, SERVED_TIMEOUT_S)
+        if found is None:
+            raise Unavailable(f"topic {name!r} was deleted meanwhile")
+        return found

@@ -31,7 +31,7 @@ class Connections:
     """Calls an endpoint. Used on one loop only."""
 
     def __init__(self, address: str) -> None:
-        self._address = address
+        self.address = address
         self._idle: list[_Connection] = []
         self.lost = False
         """Whether the endpoint is gone: callers keep to Ray from then on."""
@@ -72,7 +72,7 @@ class Connections:
         if self._idle:
             return self._idle.pop()
         try:
-            return _Connection(endpoint.connect(self._address), self._ended)
+            return _Connection(endpoint.connect(self.address), self._ended)
         except OSError as error:
             self.lost = True
             raise ActorLost(f"the actor's endpoint cannot be reached: {error}") from None
@@ -94,11 +94,10 @@ class Connections:
 
 
 class Shortcut:
-    """The way to an actor's endpoint, where it has one and is on this node. Used on one loop only."""
+    """The way to an actor's endpoint, where it has one and is on this machine. Used on one loop only."""
 
-    def __init__(self, ask: Callable[[], Awaitable[m.EndpointReply]], node_id: str) -> None:
+    def __init__(self, ask: Callable[[], Awaitable[m.EndpointReply]]) -> None:
         self._ask = ask
-        self._node_id = node_id
         self._connections: Connections | None = None
         self._asking: asyncio.Task[None] | None = None
         self._asked = float("-inf")
@@ -119,7 +118,7 @@ class Shortcut:
         try:
             reply = await self._ask()
             m.check_protocol(reply.protocol)
-            if reply.address is None or reply.node_id != self._node_id:
+            if reply.address is None or reply.machine != endpoint.machine():
                 self._never = True
                 return
             self._connections = Connections(reply.address)

@@ -2,7 +2,7 @@
 
 Calls queue; one thread decides each on the state as it will be, appends all resulting records in one synced batch and
 only then answers. If the append fails, the state is thrown away and read anew from the log, so that memory never holds
-what the disk does not.
+what the disk does not. `offsets_log` is that log, and keeps it short.
 
 Guarantees. A commit or a change of a group that answers survives a kill -9 of any actor. After RequestTimeout or
 ActorLost it may have happened; repeating it is safe.
@@ -22,29 +22,26 @@ from typing import Any, Final
 
 import ray
 
-from raystream import batch as b
 from raystream import messages as m
-from raystream.actors import state_rows
-from raystream.actors.endpoint import Endpoint
+from raystream.actors import logs
+from raystream.actors.endpoint import Endpoint, machine
 from raystream.actors.handles import RayDirectory
 from raystream.actors.metrics import LagMetrics
+from raystream.actors.offsets_log import OffsetsLog
 from raystream.actors.writer import Ticket, Writer
 from raystream.client.admin import Admin
 from raystream.client.loop import BackgroundLoop
-from raystream.client.routing import Leader, Routing
+from raystream.client.routing import Routing
 from raystream.clock import SystemClock
+from raystream.core.compaction import Compaction
 from raystream.core.coordinator import Coordinator
 from raystream.core.groups import Decision
-from raystream.core.metadata import OFFSETS_TOPIC
 from raystream.errors import CoordinatorNotAvailable, RaystreamError
 from raystream.ports import ControllerPort
 
 logger = logging.getLogger("raystream.coordinator")
 
-PARTITION: Final = 0
 CALL_WAIT_MS: Final = 15_000.0
-APPEND_TIMEOUT_MS: Final = 10_000.0
-LOAD_CHUNK_BYTES: Final = 8 << 20
 WATCH_WAIT_MS: Final = 20_000
 LAG_EVERY_S: Final = 5.0
 IDLE_MS: Final = 1_000.0
@@ -56,6 +53,7 @@ class CoordinatorActor:
     """The shell around `core.coordinator.Coordinator`."""
 
     def __init__(self, namespace: str) -> None:
+        logs.begin()
         self._clock = SystemClock()
         self._loop = BackgroundLoop("raystream-coordinator-loop")
         self._routing = Routing(RayDirectory(namespace), self._clock)
@@ -63,7 +61,7 @@ class CoordinatorActor:
         self._topics: dict[str, int] = {}
         self._topic_ids: dict[str, str] = {}
         self._topics_known = threading.Event()
-        self._producer = (b.NO_PRODUCER_ID, 0)
+        self._log = OffsetsLog(self._routing, self._loop, self._clock, Compaction())
         self._metrics = LagMetrics()
         self._writer: Writer[Operation] = Writer(
             "raystream-coordinator", self._handle, idle_ms=self._idle_ms, broken=self._fail_stop
@@ -86,8 +84,10 @@ class CoordinatorActor:
     # Calls ----------------------------------------------------------------------------------------------------------
 
     def endpoint(self) -> m.EndpointReply:
-        """Where callers on this node may commit and heartbeat as well, by `commit` and `heartbeat`."""
-        return m.EndpointReply(node_id=ray.get_runtime_context().get_node_id(), address=self._endpoint.address)
+        """Where callers on this machine may commit and heartbeat as well, by `commit` and `heartbeat`."""
+        return m.EndpointReply(
+            node_id=ray.get_runtime_context().get_node_id(), address=self._endpoint.address, machine=machine()
+        )
 
     def init_producer(self, request: m.InitProducerRequest) -> m.InitProducerReply:
         """A producer id that nobody else has or had."""
@@ -133,7 +133,10 @@ class CoordinatorActor:
     def _handle(self, tickets: list[Ticket[Operation]]) -> None:
         try:
             state = self._loaded()
+            if tickets:
+                self._log.confirm()
         except RaystreamError as error:
+            self._state = None
             for ticket in tickets:
                 ticket.fail(CoordinatorNotAvailable(f"the coordinator is loading: {error}"))
             return
@@ -151,7 +154,7 @@ class CoordinatorActor:
         self._replay(state, state.expire(now_ms), records)
         try:
             if records:
-                self._append(state.encode(records))
+                self._log.append(state.encode(records))
         except Exception as error:
             self._state = None
             failure = CoordinatorNotAvailable(f"the coordinator could not write its log: {error}")
@@ -160,6 +163,15 @@ class CoordinatorActor:
             return
         for ticket, reply in answers:
             ticket.answer(reply)
+        self._compact(state)
+
+    def _compact(self, state: Coordinator) -> None:
+        """After the answers: nobody's call waits for a snapshot, nor fails with it."""
+        try:
+            self._log.compact(state)
+        except Exception as error:
+            logger.warning("a snapshot of the groups has to wait: %s", error)
+            self._state = None  # the log may hold a piece or not
 
     def _replay(self, state: Coordinator, decision: Decision, records: list[Any]) -> None:
         for record in decision.records:
@@ -169,69 +181,26 @@ class CoordinatorActor:
     def _idle_ms(self) -> float | None:
         if self._state is None:
             return IDLE_MS
+        if self._log.snapshot_under_way:
+            return 0.0
         due_ms = self._state.next_expiry_ms()
-        return None if due_ms is None else min(IDLE_MS, due_ms - self._clock.monotonic_ms())
+        if due_ms is None:
+            return IDLE_MS if self._log.deletion_under_way else None
+        return min(IDLE_MS, due_ms - self._clock.monotonic_ms())
 
     def _loaded(self) -> Coordinator:
         if self._state is None:
-            state = self._loop.run(self._read_log())
-            self._producer = (b.NO_PRODUCER_ID, 0)
+            state = self._log.load()
             own = state.init_producer(m.InitProducerRequest())
             records: list[Any] = []
             self._replay(state, own, records)
             if records:
-                self._append(state.encode(records))
-            self._producer = (own.reply.producer_id, 0)
+                self._log.append(state.encode(records))
+            self._log.use(own.reply.producer_id)
             self._state = state
             if self._topics_known.is_set():
                 self._writer.submit(self._know_topics)
         return self._state
-
-    async def _read_log(self) -> Coordinator:
-        state = Coordinator()
-        offset = 0
-        while True:
-            reply = await self._routing.call_partition(OFFSETS_TOPIC, PARTITION, partial(self._fetch, offset))
-            offset = max(offset, reply.log_start_offset)
-            for chunk in reply.chunks:
-                for row_offset, key, value in state_rows.decode(chunk):
-                    if row_offset >= offset:
-                        state.replay_row(key, value, self._clock.monotonic_ms())
-                        offset = row_offset + 1
-            if offset >= reply.high_watermark:
-                return state
-
-    async def _fetch(self, offset: int, leader: Leader, left_ms: float) -> m.FetchReply:
-        request = m.FetchRequest(
-            topic_id=leader.topic_id,
-            partition=PARTITION,
-            offset=offset,
-            leader_epoch=leader.epoch,
-            max_bytes=LOAD_CHUNK_BYTES,
-        )
-        return await leader.port.fetch(request, timeout_ms=left_ms)
-
-    def _append(self, pairs: list[state_rows.Pair]) -> None:
-        """One batch, synced. The sequence makes a repeated call count once."""
-        producer_id, sequence = self._producer
-        encoded: dict[str, memoryview] = {}
-
-        async def call(leader: Leader, left_ms: float) -> m.AppendReply:
-            batch = encoded.get(leader.topic_id)
-            if batch is None:
-                batch = encoded[leader.topic_id] = state_rows.encode(
-                    pairs,
-                    topic_id=leader.topic_id,
-                    partition=PARTITION,
-                    now_ms=self._clock.now_ms(),
-                    producer_id=producer_id,
-                    base_sequence=sequence if producer_id != b.NO_PRODUCER_ID else b.NO_SEQUENCE,
-                )
-            request = m.AppendRequest(topic_id=leader.topic_id, partition=PARTITION, leader_epoch=leader.epoch)
-            return await leader.port.append(request, batch, timeout_ms=left_ms)
-
-        self._loop.run(self._routing.call_partition(OFFSETS_TOPIC, PARTITION, call, timeout_ms=APPEND_TIMEOUT_MS))
-        self._producer = (producer_id, b.advance_sequence(sequence, len(pairs)))
 
     def _fail_stop(self, error: BaseException) -> None:
         traceback.print_exception(error)

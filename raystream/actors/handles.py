@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import random
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, Final
 
 import pyarrow as pa
@@ -17,12 +19,12 @@ from ray import exceptions as ray_errors
 
 from raystream import messages as m
 from raystream.actors.connections import Shortcut
+from raystream.actors.finding import find_brokers
 from raystream.actors.launch import APPEND, CONTROL, FETCH, find_actor
 from raystream.batch import Bytes
 from raystream.config import INLINE_LIMIT_BYTES
 from raystream.errors import ActorLost, ClusterGone, RaystreamError, RequestTimeout, Unavailable
 
-BROKER: Final = "raystream-broker"
 CONTROLLER_AGE_S: Final = 5.0
 FIND_TIMEOUT_S: Final = 5.0
 ASK_TIMEOUT_MS: Final = 5_000.0
@@ -66,27 +68,29 @@ def translated(error: Exception, timeout_ms: float) -> Exception:
     return error
 
 
-def _shortcut(handle: Any, node_id: str) -> Shortcut:
+def shortcut_to(handle: Any) -> Shortcut:
+    """The way to an actor's endpoint."""
+
     async def ask() -> m.EndpointReply:
         endpoint = getattr(handle, "endpoint", None)  # an actor of an earlier release has none
         if endpoint is None:
-            return m.EndpointReply(node_id=node_id, address=None)
+            return m.EndpointReply(node_id="", address=None)
         reply: m.EndpointReply = await call(endpoint.options(concurrency_group=CONTROL), timeout_ms=ASK_TIMEOUT_MS)
         return reply
 
-    return Shortcut(ask, node_id)
+    return Shortcut(ask)
 
 
 class RayPartition:
-    """PartitionPort over a partition actor: appends and fetches through its endpoint where that is on this node."""
+    """PartitionPort over a partition actor: appends and fetches through its endpoint where that is on this machine."""
 
-    def __init__(self, handle: Any, node_id: str) -> None:
+    def __init__(self, handle: Any) -> None:
         self._append = handle.append.options(concurrency_group=APPEND)
         self._fetch = handle.fetch.options(concurrency_group=FETCH)
         self._list_offsets = handle.list_offsets.options(concurrency_group=CONTROL)
         self._delete_records = handle.delete_records.options(concurrency_group=CONTROL)
         self._status = handle.status.options(concurrency_group=CONTROL)
-        self.shortcut = _shortcut(handle, node_id)
+        self.shortcut = shortcut_to(handle)
 
     async def append(self, request: m.AppendRequest, batch: Bytes, *, timeout_ms: float) -> m.AppendReply:
         reply: m.AppendReply
@@ -120,14 +124,15 @@ class RayPartition:
 
 
 class RayController:
-    """ControllerPort over a broker actor."""
+    """ControllerPort over a broker actor: any broker hands changes on to the controller. `lost`: it does not answer."""
 
     def __init__(self, handle: Any) -> None:
         self._handle = handle
+        self.lost = False
         self._metadata = handle.metadata.options(concurrency_group=FETCH)
 
     async def metadata(self, request: m.MetadataRequest, *, timeout_ms: float) -> m.MetadataReply:
-        reply: m.MetadataReply = await call(self._metadata, request, timeout_ms=timeout_ms)
+        reply: m.MetadataReply = await self._call(self._metadata, request, timeout_ms)
         return reply
 
     async def create_topic(self, request: m.CreateTopicRequest, *, timeout_ms: float) -> m.TopicMetadata:
@@ -140,18 +145,37 @@ class RayController:
         reply: m.Done = await self._change("delete_topic", request, timeout_ms)
         return reply
 
+    async def reassign(self, request: m.ReassignRequest, *, timeout_ms: float) -> m.TopicMetadata:
+        reply: m.TopicMetadata = await self._change("reassign", request, timeout_ms)
+        return reply
+
+    async def elect_leaders(self, request: m.ElectLeadersRequest, *, timeout_ms: float) -> m.Done:
+        reply: m.Done = await self._change("elect_leaders", request, timeout_ms)
+        return reply
+
+    async def drain_broker(self, request: m.DrainBrokerRequest, *, timeout_ms: float) -> m.Done:
+        reply: m.Done = await self._change("drain_broker", request, timeout_ms)
+        return reply
+
     async def _change(self, name: str, request: Any, timeout_ms: float) -> Any:
         method = getattr(self._handle, name).options(concurrency_group=APPEND)
-        return await call(method, request, timeout_ms=timeout_ms)
+        return await self._call(method, request, timeout_ms)
+
+    async def _call(self, method: Any, request: Any, timeout_ms: float) -> Any:
+        try:
+            return await call(method, request, timeout_ms=timeout_ms)
+        except (ActorLost, RequestTimeout):
+            self.lost = True
+            raise
 
 
 class RayCoordinator:
     """CoordinatorPort over a coordinator actor: heartbeats and commits through its endpoint where that is on this
-    node."""
+    machine."""
 
-    def __init__(self, handle: Any, node_id: str) -> None:
+    def __init__(self, handle: Any) -> None:
         self._handle = handle
-        self.shortcut = _shortcut(handle, node_id)
+        self.shortcut = shortcut_to(handle)
         self._heartbeat = handle.heartbeat.options(concurrency_group=FETCH)
         self._commit = handle.commit.options(concurrency_group=APPEND)
 
@@ -215,40 +239,51 @@ class RayDirectory:
     async def controller(self) -> RayController:
         self._refuse_gone()
         found, age_s = self._controller, time.monotonic() - self._controller_found
-        if found is None or age_s > CONTROLLER_AGE_S:
-            found = RayController(await self._find_aside(BROKER))
+        if found is None or found.lost or age_s > CONTROLLER_AGE_S:
+            lost = found is not None and found.lost
+            found = RayController(await self._aside(lambda: self._find_broker(other=lost), "a broker"))
             self._controller, self._controller_found = found, time.monotonic()
         return found
+
+    def _find_broker(self, *, other: bool) -> Any:
+        """The broker of this node, or another one, at random: where this node's does not answer."""
+        self._refuse_gone()
+        brokers = list(find_brokers(self._namespace, self._node_id))
+        if not brokers:
+            raise Unavailable("no broker is running at the moment")
+        return random.choice(brokers) if other else brokers[0]
 
     def partition(self, actor: str) -> RayPartition:
         self._refuse_gone()
         port = self._partitions.get(actor)
         if port is None:
-            port = self._partitions[actor] = RayPartition(self._find(actor), self._node_id)
+            port = self._partitions[actor] = RayPartition(self._find(actor))
         return port
 
     def coordinator(self, actor: str) -> RayCoordinator:
         self._refuse_gone()
         port = self._coordinators.get(actor)
         if port is None:
-            port = self._coordinators[actor] = RayCoordinator(self._find(actor), self._node_id)
+            port = self._coordinators[actor] = RayCoordinator(self._find(actor))
         return port
 
-    async def _find_aside(self, name: str) -> Any:
-        """`_find` off the loop: Ray looks names up without a deadline, for ever once its head is gone."""
+    async def _aside(self, find: Callable[[], Any], what: str) -> Any:
+        """`find` off the loop: Ray looks names up without a deadline, for ever once its head is gone."""
         found: concurrent.futures.Future[Any] = concurrent.futures.Future()
 
-        def find() -> None:
+        def run() -> None:
             try:
-                found.set_result(self._find(name))
-            except Exception as error:
+                found.set_result(find())
+            except RaystreamError as error:
                 found.set_exception(error)
+            except Exception as error:
+                found.set_exception(Unavailable(f"Ray cannot look up {what}: {error}"))
 
-        threading.Thread(target=find, name="raystream-find", daemon=True).start()
+        threading.Thread(target=run, name="raystream-find", daemon=True).start()
         try:
             return await asyncio.wait_for(asyncio.wrap_future(found), FIND_TIMEOUT_S)
         except TimeoutError:
-            raise Unavailable(f"Ray did not look up the actor {name!r} within {FIND_TIMEOUT_S:.0f} s") from None
+            raise Unavailable(f"Ray did not look up {what} within {FIND_TIMEOUT_S:.0f} s") from None
 
     def _find(self, name: str) -> Any:
         self._refuse_gone()

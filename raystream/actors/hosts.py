@@ -2,7 +2,8 @@
 
 A replica gets an actor of its own up to MAX_HOSTS; beyond that, replicas share them, since an idle Python actor costs
 60 MB. Internal topics share one. One started actor is kept in reserve, so that a new topic, or the successor of a
-killed actor, does not wait for a process to start. Everything here runs on the broker's one supervising thread.
+killed actor, does not wait for a process to start. Actors are started and ended on one
+thread; `update`, `drop` and `hosts` may be called on another.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ logger = logging.getLogger("raystream.broker")
 MAX_HOSTS: Final = 8
 START_TIMEOUT_MS: Final = 30_000.0
 OPEN_TIMEOUT_MS: Final = 60_000.0
+UPDATE_TIMEOUT_MS: Final = 5_000.0
 ADOPT_TIMEOUT_MS: Final = 3_000.0
 STOP_TIMEOUT_MS: Final = 15_000.0
 
@@ -84,6 +86,23 @@ class Hosts:
                 served[status.topic_id, status.partition] = ("", status.error) if status.error else (host.name, "")
         return served
 
+    def update(self, specs: Sequence[m.ReplicaSpec]) -> set[Key]:
+        """Tells open replicas their news. Answers which have taken it over. On any thread."""
+        told: list[tuple[Any, list[m.ReplicaSpec]]] = []
+        for host in self.hosts():
+            own = [spec for spec in specs if (spec.topic_id, spec.partition) in host.keys]
+            if own:
+                told.append((host.handle.open.remote(tuple(own)), own))
+        taken: set[Key] = set()
+        for answer, own in told:
+            try:
+                statuses = wait_for(answer, UPDATE_TIMEOUT_MS)
+            except RaystreamError as error:
+                logger.info("an actor does not take news: %s", error)
+                continue
+            taken |= {(s.topic_id, s.partition) for s, status in zip(own, statuses, strict=True) if not status.error}
+        return taken
+
     def _choose(self, specs: Sequence[m.ReplicaSpec], internal: bool) -> list[tuple[Host, list[m.ReplicaSpec]]]:
         placed: dict[str, list[m.ReplicaSpec]] = {}
         homeless = []
@@ -105,7 +124,7 @@ class Hosts:
 
     def home(self, key: Key) -> Host | None:
         """The host that holds the replica."""
-        return next((host for host in self._hosts.values() if key in host.keys), None)
+        return next((host for host in self.hosts() if key in host.keys), None)
 
     def hosts(self) -> list[Host]:
         return list(self._hosts.values())
@@ -134,7 +153,9 @@ class Hosts:
 
     def _launch(self) -> tuple[str, Any]:
         name = f"raystream-partitions-{os.urandom(6).hex()}"
-        return name, start_actor(PartitionActor, name, name=name, namespace=self._namespace, node_id=self._node_id)
+        return name, start_actor(
+            PartitionActor, name, self._namespace, name=name, namespace=self._namespace, node_id=self._node_id
+        )
 
     def _start(self, count: int, internal: bool) -> list[Host]:
         launched = [self._launch() for _ in range(count - 1 if self._spare and count else count)]

@@ -13,14 +13,16 @@ from raystream.errors import CoordinatorNotAvailable, Unavailable
 APPEND: Final = "append"
 FETCH: Final = "fetch"
 CONTROL: Final = "control"
+REPLICATE: Final = "replicate"
 
 APPEND_THREADS: Final = 32
 FETCH_THREADS: Final = 64
 CONTROL_THREADS: Final = 8
+REPLICATE_THREADS: Final = 16
 MAX_PARKED_FETCHES: Final = FETCH_THREADS - 8
 """Fetches that may wait in one actor at a time; one more is answered empty at once."""
 
-GROUPS: Final = {APPEND: APPEND_THREADS, FETCH: FETCH_THREADS, CONTROL: CONTROL_THREADS}
+GROUPS: Final = {APPEND: APPEND_THREADS, FETCH: FETCH_THREADS, CONTROL: CONTROL_THREADS, REPLICATE: REPLICATE_THREADS}
 
 
 def start_actor(

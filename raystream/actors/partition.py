@@ -17,20 +17,29 @@ from typing import Any, Final
 import ray
 
 from raystream import messages as m
-from raystream.actors.endpoint import Endpoint
+from raystream.actors import logs
+from raystream.actors.endpoint import Endpoint, machine
+from raystream.actors.following import Replicated
 from raystream.actors.launch import MAX_PARKED_FETCHES
+from raystream.actors.leading import Append
+from raystream.actors.lease import Lease
 from raystream.actors.metrics import PartitionMetrics
-from raystream.actors.replica import Append, Replica
+from raystream.actors.outbox import RayOutbox
+from raystream.actors.replica import Replica
+from raystream.actors.scrubber import RayElsewhere, Scrubber
 from raystream.actors.writer import Ticket, Writer
 from raystream.clock import SystemClock
-from raystream.errors import DataDirectoryInUse, NotLeader, RaystreamError
+from raystream.errors import CorruptLog, DataDirectoryInUse, NotLeader, RaystreamError
 from raystream.storage.files import DiskFiles
 
 APPEND_WAIT_MS: Final = 30_000.0
+REPLICATE_WAIT_MS: Final = 5_000.0
 CONTROL_WAIT_MS: Final = 60_000.0
 CHECKPOINT_MS: Final = 1_000.0
 LOCK_WAIT_MS: Final = 10_000.0
 """How long a successor waits for the holder of a directory's lock to be dead."""
+CORRUPT: Final = "corrupt log: "
+"""Begins the error of a replica that lacks what was published: it must be in no ISR and no ELR until it is filled."""
 
 Key = tuple[str, int]
 
@@ -38,17 +47,24 @@ Key = tuple[str, int]
 class PartitionActor:
     """Holds replicas and the one writer thread that owns their logs."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, namespace: str) -> None:
+        logs.begin()
         self._name = name
         self._clock = SystemClock()
         self._files = DiskFiles()
         self._replicas: dict[Key, Replica] = {}
         self._metrics = PartitionMetrics()
-        self._writer: Writer[Append | Callable[[], Any]] = Writer(
+        self._writer: Writer[Append | Replicated | Callable[[], Any]] = Writer(
             "raystream-writer", self._write, idle_ms=self._idle_ms, broken=self._fail_stop
         )
+        self._outbox = RayOutbox(namespace, self._later)
+        self._leases: dict[str, Lease] = {}
+        self._scrubber = Scrubber(
+            lambda: list(self._replicas.values()), self._files, self._clock, self._on_writer, RayElsewhere(namespace)
+        )
         self._writer.start()
-        self._endpoint = Endpoint(name, {"append": self.append, "fetch": self.fetch})
+        self._scrubber.start()
+        self._endpoint = Endpoint(name, {"append": self.append, "fetch": self.fetch, "replicate": self.replicate})
 
     # Asked by the broker ---------------------------------------------------------------------------------------------
 
@@ -69,15 +85,19 @@ class PartitionActor:
 
     def stop(self) -> None:
         """Closes every replica cleanly; the actor answers nothing afterwards."""
+        self._scrubber.stop()
         self._on_writer(lambda: self._close(tuple(self._replicas)))
         self._writer.stop()
+        self._outbox.stop()
         self._endpoint.stop()
 
     # Asked by clients ------------------------------------------------------------------------------------------------
 
     def endpoint(self) -> m.EndpointReply:
-        """Where callers on this node may append and fetch as well, by `append` and `fetch`."""
-        return m.EndpointReply(node_id=ray.get_runtime_context().get_node_id(), address=self._endpoint.address)
+        """Where callers on this machine may append and fetch as well, by `append` and `fetch`."""
+        return m.EndpointReply(
+            node_id=ray.get_runtime_context().get_node_id(), address=self._endpoint.address, machine=machine()
+        )
 
     def append(self, request: m.AppendRequest, payload: Any) -> m.AppendReply:
         m.check_protocol(request.protocol)
@@ -89,7 +109,11 @@ class PartitionActor:
 
     def fetch(self, request: m.FetchRequest) -> m.FetchReply:
         m.check_protocol(request.protocol)
-        reply = self._replica(request.topic_id, request.partition).fetch(request, MAX_PARKED_FETCHES)
+        replica = self._replica(request.topic_id, request.partition)
+        try:
+            reply = replica.fetch(request, MAX_PARKED_FETCHES)
+        except CorruptLog as error:
+            raise self._scrubber.noticed(replica, error) from None
         self._metrics.fetched(reply)
         return reply
 
@@ -103,6 +127,17 @@ class PartitionActor:
         reply: m.OffsetReply = self._on_writer(lambda: replica.delete_before(request.before_offset))
         return reply
 
+    # Asked by leaders ------------------------------------------------------------------------------------------------
+
+    def replicate(self, request: m.ReplicateRequest, payload: Any) -> Any:
+        """Takes over what a leader sends. Raises FencedLeaderEpoch, UnknownLeaderEpoch and Fenced where it should not
+        have been sent here, or not now."""
+        m.check_protocol(request.protocol)
+        work = self._replica(request.topic_id, request.partition).check_replicated(request, payload)
+        return self._writer.submit(work, here=True).wait(REPLICATE_WAIT_MS)
+
+    # Asked by all ----------------------------------------------------------------------------------------------------
+
     def status(self) -> tuple[m.ReplicaStatus, ...]:
         statuses = tuple(replica.status() for replica in list(self._replicas.values()))
         self._metrics.publish(self._replicas, statuses)
@@ -110,20 +145,31 @@ class PartitionActor:
 
     # On the writer thread --------------------------------------------------------------------------------------------
 
-    def _write(self, tickets: list[Ticket[Append | Callable[[], Any]]]) -> None:
+    def _write(self, tickets: list[Ticket[Append | Replicated | Callable[[], Any]]]) -> None:
         touched: dict[int, Replica] = {}
         for ticket in tickets:
             work = ticket.work
-            if isinstance(work, Append):
+            if isinstance(work, (Append, Replicated)):
                 touched[id(work.replica)] = work.replica
-                work.replica.offer(ticket)  # type: ignore[arg-type]
+                work.replica.offer(ticket)
                 continue
             try:
                 ticket.answer(work())
             except Exception as error:
                 ticket.fail(error)
-        for replica in touched.values() if tickets else list(self._replicas.values()):
+        for replica in touched.values() if touched else list(self._replicas.values()):
             replica.commit()
+
+    def _later(self, work: Callable[[], None]) -> None:
+        """Work for a coming turn that nobody waits for. A failure in it ends the process: it was the log's."""
+
+        def run() -> None:
+            try:
+                work()
+            except BaseException as error:
+                self._fail_stop(error)
+
+        self._writer.submit(run, here=True)
 
     def _idle_ms(self) -> float | None:
         deadlines = [d for replica in self._replicas.values() if (d := replica.next_deadline_ms()) is not None]
@@ -138,12 +184,21 @@ class PartitionActor:
             if known is not None:
                 known.reconfigure(spec)
                 return known.status()
-            replica = Replica(spec, self._files, self._clock)
+            replica = Replica(spec, self._files, self._clock, self._outbox, self._lease(spec.lease_path))
             self._open_when_unlocked(replica)
+        except CorruptLog as error:
+            return _offline(spec, f"{CORRUPT}{error}")
         except RaystreamError as error:
             return _offline(spec, str(error))
         self._replicas[key] = replica
         return replica.status()
+
+    def _lease(self, path: str) -> Callable[[], float]:
+        if not path:
+            return lambda: float("inf")
+        if path not in self._leases:
+            self._leases[path] = Lease(path)
+        return self._leases[path].until_ms
 
     def _open_when_unlocked(self, replica: Replica) -> None:
         deadline = self._clock.monotonic_ms() + LOCK_WAIT_MS

@@ -21,8 +21,9 @@ from typing import Any, Final
 import ray
 
 from raystream.actors.broker import BrokerActor, BrokerReady, BrokerSpec
-from raystream.actors.handles import BROKER, RayDirectory, translated, wait_for
-from raystream.actors.launch import end_actor, find_actor, start_actor
+from raystream.actors.finding import broker_name, find_broker, find_brokers
+from raystream.actors.handles import RayDirectory, translated, wait_for
+from raystream.actors.launch import end_actor, start_actor
 from raystream.actors.processes import answers, is_alive, when_gone
 from raystream.client.loop import BackgroundLoop
 from raystream.client.routing import Routing
@@ -265,14 +266,21 @@ def _bring_up(
 
 
 def _ready(namespace: str, spec: BrokerSpec) -> BrokerReady:
-    """Waits until the broker is up, starting it where there is none. Raises why it cannot start."""
+    """Waits until a broker is up, this node's where it has one; starts the head's where there is none at all, which
+    brings up the others. Raises why it cannot start."""
+    near = ray.get_runtime_context().get_node_id()
     deadline = time.monotonic() + START_TIMEOUT_MS / 1000
     while True:
         try:
-            handle: Any = find_actor(BROKER, namespace)
+            handle: Any = find_broker(namespace, near)
         except Unavailable:
             handle = start_actor(
-                BrokerActor, spec, name=BROKER, namespace=namespace, node_id=spec.cluster, max_restarts=-1
+                BrokerActor,
+                spec,
+                name=broker_name(spec.cluster),
+                namespace=namespace,
+                node_id=spec.cluster,
+                max_restarts=-1,
             )
         try:
             ready: BrokerReady = wait_for(handle.ready.remote(), START_TIMEOUT_MS)
@@ -292,11 +300,13 @@ def _ready(namespace: str, spec: BrokerSpec) -> BrokerReady:
 def stop_raystream(namespace: str) -> None:
     """Stops every raystream actor of the namespace cleanly; Ray goes on."""
     try:
-        handle = find_actor(BROKER, namespace)
-        wait_for(handle.stop.remote(), STOP_TIMEOUT_MS)
+        handles = list(find_brokers(namespace, ray.get_runtime_context().get_node_id()))
+        stopping = [(handle, handle.stop.remote()) for handle in handles]
+        for handle, stopped in stopping:
+            with contextlib.suppress(RaystreamError):
+                wait_for(stopped, STOP_TIMEOUT_MS)
+            end_actor(handle)
     except RaystreamError:
         pass
     except Exception as error:
         raise translated(error, STOP_TIMEOUT_MS) from error
-    else:
-        end_actor(handle)

@@ -1,8 +1,9 @@
 """Messages as bytes on a socket between processes of one machine: JSON for the fields, buffers behind it as they are.
 
 A frame is 12 bytes (u32: length of the JSON, u64: length of what follows it; little-endian), the JSON, the buffers.
-Nothing that arrives is unpickled: a message is made from the fields of a class of `messages.py`, an error from one of
-`errors.py`. Fields that this release does not know are left out, as `messages.py` promises.
+Nothing that arrives is unpickled: a message is made from the fields of a class of `messages.py` or
+`core/replication.py`, an error from one of `errors.py`. Fields that this release does not know are left out, as
+`messages.py` promises.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, Final
 
 from raystream import errors, messages
 from raystream.batch import Bytes
+from raystream.core import replication
 from raystream.errors import CorruptBatch, ProtocolMismatch, RaystreamError
 
 HEAD: Final = struct.Struct("<IQ")
@@ -27,7 +29,7 @@ _ERROR: Final = "error"
 _PLAIN: Final = (int, str, bool, float, type(None))
 _FIELDS: Final = {
     kind.__name__: (kind, frozenset(field.name for field in dataclasses.fields(kind)))
-    for kind in vars(messages).values()
+    for kind in (*vars(messages).values(), *vars(replication).values())
     if isinstance(kind, type) and dataclasses.is_dataclass(kind)
 }
 _ERRORS: Final = {

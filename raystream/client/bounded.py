@@ -92,10 +92,13 @@ async def _ask(routing: Routing, wanted: Range, offset: int, *, mapped: bool, wh
             max_wait_ms=BEHIND_WAIT_MS,
             end_offset=wanted.end,
             mapped=maps,
+            follower=leader.follower,
         )
         return await leader.port.fetch(request, timeout_ms=left_ms)
 
-    reply = await routing.call_partition(topic, partition, call, timeout_ms=3 * CALL_TIMEOUT_MS)
+    reply = await routing.call_partition(
+        topic, partition, call, timeout_ms=3 * CALL_TIMEOUT_MS, near=True, waits_ms=BEHIND_WAIT_MS
+    )
     return reply, maps
 
 

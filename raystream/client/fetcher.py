@@ -146,12 +146,15 @@ class Fetcher:
                 max_bytes=self._fetch_bytes(),
                 max_wait_ms=wait_ms,
                 mapped=mapped,
+                follower=leader.follower,
             )
             return await leader.port.fetch(request, timeout_ms=min(left_ms, wait_ms + self._config.request_timeout_ms))
 
         started = self._routing.clock.monotonic_ms()
         timeout_ms = wait_ms + self._config.request_timeout_ms
-        reply = await self._routing.call_partition(topic, partition, call, timeout_ms=timeout_ms)
+        reply = await self._routing.call_partition(
+            topic, partition, call, timeout_ms=timeout_ms, near=True, waits_ms=wait_ms
+        )
         if slot.generation != generation:
             return
         slot.high_watermark = reply.high_watermark

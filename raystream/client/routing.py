@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 import pyarrow as pa
@@ -33,18 +33,25 @@ FIRST_BACKOFF_MS: Final = 20.0
 MAX_BACKOFF_MS: Final = 500.0
 METADATA_AGE_MS: Final = 30_000.0
 CALL_TIMEOUT_MS: Final = 10_000.0
+REPLICATED_TIMEOUT_MS: Final = 2_500.0
+"""One try at a partition that others can take over is given no longer."""
+AVOID_FOLLOWER_MS: Final = 5_000.0
 _MOVED = (ActorLost, NotLeader, Fenced, CoordinatorNotAvailable, RequestTimeout)
 
 
 @dataclass(frozen=True, slots=True)
 class Leader:
-    """A partition's leader as last heard of."""
+    """A partition's leader, or a follower for reads, as last heard of."""
 
     port: PartitionPort
     topic_id: str
     epoch: int
     node_id: str
     actor: str
+    replicated: bool = False
+    """Others hold the partition too: one that does not answer may have been replaced."""
+    follower: bool = False
+    """It follows the leader, and serves reads beside it."""
 
 
 class Routing:
@@ -57,6 +64,7 @@ class Routing:
         self._brokers: tuple[m.BrokerMetadata, ...] = ()
         self._schemas: dict[tuple[str, int], pa.Schema] = {}
         self._refreshing: dict[str, asyncio.Task[m.TopicMetadata]] = {}
+        self._avoided: dict[tuple[str, int], float] = {}
 
     @property
     def clock(self) -> Clock:
@@ -131,8 +139,25 @@ class Routing:
                 raise StorageError(f"partition {topic}-{partition} is offline: {found.error}")
             raise NotLeader(f"partition {topic}-{partition} has no leader at the moment")
         return Leader(
-            self._directory.partition(found.actor), metadata.topic_id, found.leader_epoch, found.node_id, found.actor
+            self._directory.partition(found.actor),
+            metadata.topic_id,
+            found.leader_epoch,
+            found.node_id,
+            found.actor,
+            replicated=len(found.replicas) > 1,
         )
+
+    async def nearest(self, topic: str, partition: int, *, timeout_ms: float = CALL_TIMEOUT_MS) -> Leader:
+        """The replica to read from: a follower on this node, where the leader is on another. Raises as `leader`."""
+        leader = await self.leader(topic, partition, timeout_ms=timeout_ms)
+        avoided = self._avoided.get((topic, partition), float("-inf")) > self._clock.monotonic_ms()
+        if leader.node_id == self.node_id or not leader.replicated or avoided:
+            return leader
+        for actor, node_id in (await self.topic(topic, timeout_ms=timeout_ms)).partitions[partition].followers:
+            if node_id == self.node_id:
+                port = self._directory.partition(actor)
+                return replace(leader, port=port, actor=actor, node_id=node_id, follower=True)
+        return leader
 
     def forget(self, topic: str) -> None:
         """The topic's metadata proved wrong: the next look asks the controller."""
@@ -147,11 +172,26 @@ class Routing:
         call: Callable[[Leader, float], Awaitable[T]],
         *,
         timeout_ms: float = CALL_TIMEOUT_MS,
+        near: bool = False,
+        waits_ms: float = 0,
     ) -> T:
-        """`call(leader, timeout_ms)` until it answers; for calls that may safely be repeated."""
+        """`call(leader, timeout_ms)` until it answers; for calls that may safely be repeated.
+
+        `near`: a read, for which a follower will do. `waits_ms`: so long the other side may wait before it answers.
+        """
 
         async def attempt(left_ms: float) -> T:
-            return await call(await self.leader(topic, partition, timeout_ms=left_ms), left_ms)
+            find = self.nearest if near else self.leader
+            leader = await find(topic, partition, timeout_ms=left_ms)
+            if leader.replicated:
+                left_ms = min(left_ms, waits_ms + REPLICATED_TIMEOUT_MS)
+            try:
+                return await call(leader, left_ms)
+            except RaystreamError as error:
+                if not leader.follower:
+                    raise
+                self._avoided[topic, partition] = self._clock.monotonic_ms() + AVOID_FOLLOWER_MS
+                raise NotLeader(f"the follower beside this process did not serve: {error}") from error
 
         return await self.retrying(
             attempt, timeout_ms=timeout_ms, what=f"partition {topic}-{partition}", moved=lambda: self.forget(topic)

@@ -20,7 +20,7 @@ from raystream.client.cutting import cut_chunk
 from raystream.client.ledger import Ledger
 from raystream.client.partitioner import Partitioner
 from raystream.client.pipeline import Batch, Pipeline, encodes_long
-from raystream.client.routing import Leader, Routing
+from raystream.client.routing import REPLICATED_TIMEOUT_MS, Leader, Routing
 from raystream.client.sent import Chunk, Piece
 from raystream.client.stats import ProducerStats
 from raystream.config import ProducerConfig
@@ -362,6 +362,8 @@ class Sender:
     async def _try(self, pipeline: Pipeline, batch: Batch, left_ms: float) -> m.AppendReply:
         left_ms = min(left_ms, self._config.request_timeout_ms)
         leader = await self._leader(pipeline, left_ms)
+        if leader.replicated:
+            left_ms = min(left_ms, REPLICATED_TIMEOUT_MS)
         now = self._clock.monotonic_ms()
         if batch.first_sent_ms is None:
             batch.first_sent_ms = now

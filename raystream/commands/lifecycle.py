@@ -137,12 +137,13 @@ def _owner(shell: Shell, *, embedded: bool = False) -> str | None:
 
 def _require_raystream(address: str) -> None:
     """Joins Ray and sees that raystream is up there, so that looking does not bring it up."""
-    from raystream.actors.handles import BROKER
-    from raystream.actors.launch import find_actor
+    import ray
+
+    from raystream.actors.finding import find_broker
 
     _join_ray(address)
     try:
-        find_actor(BROKER, NAMESPACE)
+        find_broker(NAMESPACE, ray.get_runtime_context().get_node_id())
     except Unavailable:
         raise ClusterNotFound(
             f"raystream is not up on the Ray cluster at {address}: raystream start brings it up"

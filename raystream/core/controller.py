@@ -1,59 +1,229 @@
-"""The controller's decisions: what records a request leads to, or why it is refused. Nothing here changes the image."""
+"""The controller's decisions: what records a request leads to, or why it is refused. Nothing here changes the image.
+
+A decision's records are to be on the metadata log, and replayed, before the next is made and before anybody learns of
+it. Most return just the records; where there is an answer too, a `Decision`. Those that raise change nothing.
+
+Guarantees: a broker id is given to one disk only, ever; who speaks for an earlier life of a broker is refused: Fenced.
+"""
 
 from __future__ import annotations
 
 import base64
 import dataclasses
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from typing import Final
 
 from raystream import config as settings
 from raystream.config import MAX_PARTITIONS, TopicConfig
-from raystream.core import arguments, topic_names
-from raystream.core.metadata import BrokerRecord, ClusterRecord, MetadataImage, PartitionRecord, TopicRecord
-from raystream.core.placement import place
-from raystream.core.records import Record, Removed, removed
-from raystream.errors import Fenced, InvalidArgument, InvalidTopicName, TopicExists, Unavailable
-from raystream.messages import AlterTopicRequest, CreateTopicRequest, DeleteTopicRequest
+from raystream.core import arguments, balance, topic_names
+from raystream.core.draft import Draft, forgetting
+from raystream.core.elections import NO_LEADER, Elections
+from raystream.core.metadata import (
+    BrokerRecord,
+    ClusterRecord,
+    MetadataImage,
+    PartitionRecord,
+    ReplicaRecord,
+    TopicRecord,
+)
+from raystream.core.placement import loads, place
+from raystream.core.records import Decision, Record, Removed, removed
+from raystream.core.replication import IsrChange
+from raystream.errors import (
+    Fenced,
+    InvalidArgument,
+    InvalidConfig,
+    InvalidTopicName,
+    NotFound,
+    TopicExists,
+    Unavailable,
+)
+from raystream.messages import (
+    AlterIsrRequest,
+    AlterTopicRequest,
+    BrokerHeartbeatRequest,
+    CreateTopicRequest,
+    DeleteTopicRequest,
+    DrainBrokerRequest,
+    ElectLeadersRequest,
+    ReassignRequest,
+    RegisterBrokerReply,
+    RegisterBrokerRequest,
+    ReplicasChangedRequest,
+)
 
 Records = list[Record | Removed]
 DEFAULT_REPLICATION_FACTOR: Final = 3
 MAX_PARTITIONS_PER_CLUSTER: Final = 100_000
 
 
+def was_removed(broker: BrokerRecord) -> bool:
+    """Whether the record only keeps a removed broker's id from being given again. No disk is behind it."""
+    return not broker.directory_id and broker.fenced and broker.draining
+
+
 class Controller:
-    """Decides over one image. `brokers` are the ids of those that may take replicas; None: all that are registered."""
+    """Decides over one image. `brokers` are the ids of those that may take replicas; None: all that live and stay."""
 
     def __init__(self, image: MetadataImage, brokers: Collection[int] | None = None) -> None:
         self._image = image
+        self._elections = Elections(image)
         self._fixed_brokers = brokers
 
     @property
     def _brokers(self) -> Collection[int]:
-        return self._image.brokers if self._fixed_brokers is None else self._fixed_brokers
+        return balance.able(self._image) if self._fixed_brokers is None else self._fixed_brokers
 
     def format(self, cluster_id: str) -> Records:
         """An empty log becomes a cluster's."""
         return [] if self._image.cluster_id else [ClusterRecord(cluster_id)]
 
-    def register_broker(self, broker_id: int) -> Records:
-        """A broker that starts, for the first time or again: its incarnation grows, which fences its earlier life."""
-        known = self._image.brokers.get(broker_id)
-        return [BrokerRecord(broker_id, 1 if known is None else known.incarnation + 1)]
+    # Brokers --------------------------------------------------------------------------------------------------------
 
-    def unregister_broker(self, broker_id: int, incarnation: int) -> Records:
-        """A broker that goes for good. Raises Fenced for an earlier life, InvalidArgument while it holds replicas."""
-        known = self._image.brokers.get(broker_id)
-        if known is None:
-            return []
-        if incarnation != known.incarnation:
-            raise Fenced(f"broker {broker_id} is at incarnation {known.incarnation}, and speaks with {incarnation}")
-        holding = sum(
-            broker_id in record.replicas for held in self._image.partitions.values() for record in held.values()
+    def register_broker(self, request: RegisterBrokerRequest) -> Decision:
+        """A broker that starts, for the first time or again: a new incarnation, fenced until it is heard of.
+
+        The reply is a RegisterBrokerReply. Raises InvalidArgument for a disk that is not what it says, or of another
+        cluster, and Unavailable where no cluster has been founded.
+        """
+        broker_id = self._broker_id(request)
+        records = self._elections.broker_registered(broker_id, clean=request.clean)
+        record = records[0]
+        assert isinstance(record, BrokerRecord)
+        record = dataclasses.replace(
+            record,
+            actor=request.actor,
+            directory_id=request.directory_id,
+            node_id=request.node_id,
+            node=request.node,
+            rack=request.rack,
+            data_dir=request.data_dir,
+            pid=request.pid,
         )
+        spare = [b for b in self._image.brokers.values() if was_removed(b) and b.broker_id < broker_id]
+        reply = RegisterBrokerReply(
+            cluster_id=self._image.cluster_id, broker_id=broker_id, incarnation=record.incarnation
+        )
+        return Decision((record, *records[1:], *map(removed, spare)), reply)
+
+    def _broker_id(self, request: RegisterBrokerRequest) -> int:
+        """Who the broker is: whose disk it has. Ids are never given twice."""
+        ours, disk = self._image.cluster_id, f"{request.data_dir} (directory id {request.directory_id})"
+        if not ours:
+            raise Unavailable("no cluster has been founded here yet: try again")
+        if not request.directory_id:
+            raise InvalidArgument(f"the broker of {request.data_dir} does not say which disk it has")
+        if request.cluster_id not in (None, ours):
+            raise InvalidArgument(
+                f"{request.data_dir} belongs to cluster {request.cluster_id}, and this is cluster {ours}: start the "
+                "broker with another data directory, or move that one away"
+            )
+        known = {broker.directory_id: broker.broker_id for broker in self._image.brokers.values()}
+        asked = request.broker_id
+        if asked is None:  # a new disk, or one that was given an id and had not written it down
+            return known.get(request.directory_id, max(self._image.brokers, default=-1) + 1)
+        holder = self._image.brokers.get(asked)
+        if holder is None and not self._image.brokers and asked >= 0:
+            return asked  # the founder
+        if holder is None or was_removed(holder):
+            raise InvalidArgument(
+                f"broker {asked} was removed from cluster {ours}: to let the node join again as a new broker, move "
+                f"{disk} away, or start it with another data directory"
+            )
+        if holder.directory_id != request.directory_id:
+            raise InvalidArgument(
+                f"broker {asked} is another disk's: {holder.data_dir} on {holder.node} (directory id "
+                f"{holder.directory_id}), not {disk}; start the broker with an empty data directory and it gets an id "
+                "of its own"
+            )
+        return asked
+
+    def broker_heard(self, request: BrokerHeartbeatRequest) -> Records:
+        """A broker that lives: from now on it can be in ISRs and lead. Raises Fenced for an earlier life.
+
+        One that is stopping leads nothing any more that another replica in sync can lead. Once it leads nothing, it is
+        fenced, so that no leader waits for it and nobody gives leads back to it.
+        """
+        known = self._speaker(request.broker_id, request.incarnation)
+        if request.stopping:
+            return self._stopping(known)
+        records = self._elections.broker_unfenced(known.broker_id, known.incarnation)
+        if known.coordinator != request.coordinator:
+            now = records[0] if records else known
+            assert isinstance(now, BrokerRecord)
+            records = [dataclasses.replace(now, coordinator=request.coordinator), *records[1:]]
+        return records
+
+    def _stopping(self, known: BrokerRecord) -> Records:
+        draft = Draft(self._image)
+        led = [record for record in balance.all_partitions(self._image) if record.leader == known.broker_id]
+        for record in led:
+            other = balance.successor(self._image, record)
+            if other != NO_LEADER:
+                draft.add([balance.led_by(record, other)])
+        if len(draft.records) == len(led):
+            draft.add(Elections(draft.image).broker_fenced(known.broker_id, known.incarnation))
+        return draft.records
+
+    def fence(self, broker_id: int) -> Records:
+        """A broker that has not been heard for too long leads nothing and is in no ISR until it is heard again."""
+        known = self._image.brokers.get(broker_id)
+        return [] if known is None else self._elections.broker_fenced(broker_id, known.incarnation)
+
+    def drain_broker(self, request: DrainBrokerRequest) -> Records:
+        """A broker gets no new replicas, and `upkeep` moves away those it has; or that is taken back; or it is removed.
+
+        Raises NotFound, and InvalidArgument where its replicas would have no place, or, for a removal, while it has
+        any.
+        """
+        broker_id = request.broker_id
+        known = self._image.brokers.get(broker_id)
+        if known is None or was_removed(known):
+            if request.remove and 0 <= broker_id <= max(self._image.brokers, default=-1):
+                return []  # it was removed before
+            there = sorted(b.broker_id for b in self._image.brokers.values() if not was_removed(b))
+            raise NotFound(f"there is no broker {broker_id}; there are: {', '.join(map(str, there)) or 'none'}")
+        if request.remove:
+            return self._remove(known)
+        if known.draining == request.drain:
+            return []
+        if request.drain:
+            self._check_others_can_take(broker_id)
+        return [dataclasses.replace(known, draining=request.drain)]
+
+    def _check_others_can_take(self, broker_id: int) -> None:
+        staying = [b for b in self._image.brokers.values() if not b.draining and b.broker_id != broker_id]
+        if not staying:
+            raise InvalidArgument(f"no broker would be left to take what broker {broker_id} holds: add one first")
+        for topic, replicas in balance.brokers_needed(self._image, broker_id):
+            if replicas > len(staying):
+                raise InvalidArgument(
+                    f"topic {topic!r} keeps {replicas} replicas, and {len(staying)} brokers would be left without "
+                    f"broker {broker_id}: add one, or lower the topic's replication_factor first"
+                )
+
+    def _remove(self, known: BrokerRecord) -> Records:
+        broker_id = known.broker_id
+        holding = sum(broker_id in record.replicas for record in balance.all_partitions(self._image))
         if holding:
-            raise InvalidArgument(f"broker {broker_id} holds replicas of {holding:,} partitions: move them first")
-        return [removed(known)]
+            raise InvalidArgument(
+                f"broker {broker_id} holds replicas of {holding:,} partitions: drain it, and remove it when it is empty"
+            )
+        if len(self._image.brokers) == 1:
+            raise InvalidArgument(f"broker {broker_id} is the only one: a cluster cannot be without")
+        if broker_id < max(self._image.brokers):
+            return [removed(known)]
+        # Its id would be the next to be given: this keeps it taken until a later one is.
+        return [BrokerRecord(broker_id, known.incarnation + 1, fenced=True, draining=True)]
+
+    def _speaker(self, broker_id: int, incarnation: int) -> BrokerRecord:
+        known = self._image.brokers.get(broker_id)
+        if known is None or known.incarnation != incarnation or was_removed(known):
+            now = "unknown" if known is None or was_removed(known) else f"at incarnation {known.incarnation}"
+            raise Fenced(f"broker {broker_id} is {now}, and speaks with {incarnation}: it has to register again")
+        return known
+
+    # Topics ---------------------------------------------------------------------------------------------------------
 
     def create_topic(
         self, request: CreateTopicRequest, *, topic_id: str, raw_schema: bytes, internal: bool = False
@@ -69,6 +239,7 @@ class Controller:
             return self._existing(existing, request)
         config = settings.build(TopicConfig, request.config)
         factor = self._replication_factor(request.replication_factor)
+        _check_min_insync(request.name, config, factor)
         partitions = _partition_count(request.partitions)
         typed = request.schema is not None
         schema = request.schema if request.schema is not None else raw_schema
@@ -82,7 +253,7 @@ class Controller:
             config=dataclasses.asdict(config),
             replication_factor=factor,
         )
-        return [topic, *self._new_partitions(topic, 0, partitions)]
+        return [topic, *self._new_partitions(self._image, topic, 0, partitions)]
 
     def _existing(self, topic: TopicRecord, request: CreateTopicRequest) -> Records:
         if not request.exist_ok:
@@ -98,64 +269,62 @@ class Controller:
         return []
 
     def alter_topic(self, request: AlterTopicRequest) -> Records:
-        """Changed settings, more partitions, or both. Raises TopicNotFound, InvalidConfig, InvalidArgument."""
+        """Changed settings, more partitions, another replication factor. Raises TopicNotFound, InvalidConfig,
+        InvalidArgument, and Unavailable where new partitions' replicas have no place now.
+
+        Replicas that come in catch up while the partition is in use; those that go, go when enough others are in sync.
+        """
         topic = self._user_topic(request.name)
-        records: Records = []
+        config = settings.build(TopicConfig, topic.config)
         if request.config:
-            changed = settings.changed(settings.build(TopicConfig, topic.config), request.config)
-            topic = dataclasses.replace(topic, config=dataclasses.asdict(changed))
-            records.append(topic)
-        if request.partitions is not None:
-            have = len(self._image.partitions[topic.topic_id])
-            wanted = _partition_count(request.partitions)
-            if wanted < have:
-                raise InvalidArgument(
-                    f"topic {request.name!r} has {have} partitions; their number can grow, not shrink to {wanted}"
-                )
-            records += self._new_partitions(topic, have, wanted)
-        return records
+            config = settings.changed(config, request.config)
+            topic = dataclasses.replace(topic, config=dataclasses.asdict(config))
+        if request.replication_factor is not None:
+            factor = self._replication_factor(request.replication_factor, at_least_possible=topic.replication_factor)
+            topic = dataclasses.replace(topic, replication_factor=factor)
+        if "min_insync_replicas" in request.config or request.replication_factor is not None:
+            _check_min_insync(request.name, config, topic.replication_factor)
+        have = len(self._image.partitions[topic.topic_id])
+        wanted = have if request.partitions is None else _partition_count(request.partitions)
+        if wanted < have:
+            raise InvalidArgument(
+                f"topic {request.name!r} has {have} partitions; their number can grow, not shrink to {wanted}"
+            )
+        draft = Draft(self._image)
+        draft.add(balance.with_topic(self._image, topic))
+        if request.replication_factor is not None:
+            moving = balance.Balance(draft, self._brokers)
+            for record in draft.image.partitions_of(topic.topic_id):
+                moving.bring_to(record, topic.replication_factor)
+        draft.add(self._new_partitions(draft.image, topic, have, wanted))
+        return draft.records
 
     def delete_topic(self, request: DeleteTopicRequest) -> Records:
         """The topic's end. Raises TopicNotFound; internal topics cannot be deleted.
 
-        Its partitions get tombstones of their own: a compacted log would keep their last records for ever.
+        Its partitions and replicas get tombstones of their own: a compacted log would keep their last records for ever.
         """
         topic = self._user_topic(request.name)
-        return [*(removed(record) for record in self._image.partitions_of(topic.topic_id)), removed(topic)]
+        served = self._image.replicas.get(topic.topic_id, {}).values()
+        return [*map(removed, served), *map(removed, self._image.partitions_of(topic.topic_id)), removed(topic)]
 
-    def new_incarnations(self, partitions: Iterable[tuple[str, int]]) -> Records:
-        """New lives for replicas that are about to be opened: their leader epoch grows, which fences the old ones.
-
-        Raises PartitionNotFound.
-        """
-        records = [self._image.partition(topic_id, number) for topic_id, number in partitions]
-        return [
-            dataclasses.replace(record, leader_epoch=record.leader_epoch + 1, incarnation=record.incarnation + 1)
-            for record in records
-        ]
-
-    def _new_partitions(self, topic: TopicRecord, first: int, end: int) -> Sequence[PartitionRecord]:
+    def _new_partitions(self, image: MetadataImage, topic: TopicRecord, first: int, end: int) -> list[PartitionRecord]:
         if first == end:
             return []
-        total = self._image.partition_count() + end - first
+        total = image.partition_count() + end - first
         if total > MAX_PARTITIONS_PER_CLUSTER:
             raise InvalidArgument(
                 f"the cluster would hold {total:,} partitions; {MAX_PARTITIONS_PER_CLUSTER:,} are allowed"
             )
-        load = dict.fromkeys(self._brokers, 0)
-        if len(load) < topic.replication_factor:
+        brokers = self._brokers
+        if len(brokers) < topic.replication_factor:
             raise Unavailable(
-                f"topic {topic.name!r} keeps {topic.replication_factor} replicas; {len(load)} brokers are there now"
+                f"topic {topic.name!r} keeps {topic.replication_factor} replicas; {len(brokers)} brokers are there now"
             )
-        leading = dict(load)
-        for held in self._image.partitions.values():
-            for record in held.values():
-                for broker in record.replicas:
-                    if broker in load:
-                        load[broker] += 1
-                if record.leader in leading:
-                    leading[record.leader] += 1
-        placed = place(end - first, topic.replication_factor, load, leading)
+        held, leads = loads(balance.all_partitions(image))
+        racks = {broker.broker_id: broker.rack for broker in image.brokers.values()}
+        load = {broker: held.get(broker, 0) for broker in brokers}
+        placed = place(end - first, topic.replication_factor, load, leads, racks)
         return [
             PartitionRecord(
                 topic_id=topic.topic_id,
@@ -174,18 +343,103 @@ class Controller:
             raise InvalidTopicName(f"{name!r} is raystream's own topic: it cannot be changed")
         return self._image.topic(name)
 
-    def _replication_factor(self, wanted: int | None) -> int:
+    def _replication_factor(self, wanted: int | None, *, at_least_possible: int = 0) -> int:
         live = len(self._brokers)
         if not live:
-            raise Unavailable("no broker has registered yet")
+            raise Unavailable("no broker has registered yet, or none is heard of now")
         if wanted is None:
             return min(DEFAULT_REPLICATION_FACTOR, live)
         factor = arguments.whole("replication_factor", wanted)
-        if not 1 <= factor <= live:
+        if not 1 <= factor <= max(live, at_least_possible):
             brokers = "1 broker" if live == 1 else f"{live} brokers"
             possible = "only 1" if live == 1 else f"1 to {live}"
             raise InvalidArgument(f"replication_factor={factor}: this cluster has {brokers}, so {possible} is possible")
         return factor
+
+    # Replicas -------------------------------------------------------------------------------------------------------
+
+    def replicas_changed(self, request: ReplicasChangedRequest) -> Records:
+        """Which actors serve a broker's replicas now, after others have died. Raises Fenced for an earlier life.
+
+        What a lost replica led is led by another one in sync, or, where there is none, by its successor: in a new
+        epoch either way. One that followed stays in the ISR, for its disk has what it said. A lead also goes away from
+        a replica that cannot be opened, if another one in sync is open. What is said of partitions that are gone, or
+        not this broker's, is passed over.
+        """
+        self._speaker(request.broker_id, request.incarnation)
+        draft = Draft(self._image)
+        for topic_id, number in request.lost:
+            known = draft.image.replica(topic_id, number, request.broker_id)
+            if known is not None:
+                draft.add([removed(known)])
+            if draft.image.partitions.get(topic_id, {}).get(number) is not None:
+                draft.add(Elections(draft.image).replica_lost(topic_id, number, request.broker_id, fit=True))
+        for served in request.served:
+            record = draft.image.partitions.get(served.topic_id, {}).get(served.partition)
+            if record is None or request.broker_id not in record.replicas:
+                continue
+            now = ReplicaRecord(served.topic_id, served.partition, request.broker_id, served.actor, served.error)
+            if draft.image.replica(served.topic_id, served.partition, request.broker_id) != now:
+                draft.add([now])
+            other = balance.successor(draft.image, record)
+            if served.error and record.leader == request.broker_id and balance.serves(draft.image, record, other):
+                draft.add([balance.led_by(record, other)])
+        return draft.records
+
+    def alter_isr(self, request: AlterIsrRequest) -> Records:
+        """See `Elections.alter_isr`."""
+        change = IsrChange(request.leader, request.leader_epoch, request.partition_epoch, request.isr)
+        return forgetting(self._image, self._elections.alter_isr(request.topic_id, request.partition, change))
+
+    def reassign(self, request: ReassignRequest) -> Records:
+        """Moves partitions to other brokers. Raises TopicNotFound, PartitionNotFound, InvalidArgument."""
+        topic = self._image.topic(request.topic)
+        draft = Draft(self._image)
+        for number, replicas in request.replicas:
+            for broker in set(replicas) - set(self._image.partition(topic.topic_id, number).replicas):
+                known = self._image.brokers.get(broker)
+                if known is not None and known.draining:
+                    gone = "was removed" if was_removed(known) else "is being drained"
+                    raise InvalidArgument(f"broker {broker} {gone}: it takes no new replicas")
+            draft.add(Elections(draft.image).reassign(topic.topic_id, number, replicas))
+        return draft.records
+
+    def elect_leaders(self, request: ElectLeadersRequest) -> Records:
+        """Leads go to preferred replicas where these are in sync and open. Raises TopicNotFound."""
+        records: Records = []
+        for name in self._image.topics if request.topic is None else [request.topic]:
+            for record in self._image.partitions_of(self._image.topic(name).topic_id):
+                preferred = balance.serves(self._image, record, record.replicas[0])
+                records += self._elections.elect(
+                    record.topic_id, record.partition, preferred=preferred, unclean=request.unclean
+                )
+        return records
+
+    def new_incarnations(self, partitions: Iterable[tuple[str, int]]) -> Records:
+        """New lives for replicas that are about to be opened: their leader epoch grows, which fences the old ones.
+
+        Raises PartitionNotFound.
+        """
+        records = [self._image.partition(topic_id, number) for topic_id, number in partitions]
+        return [
+            dataclasses.replace(record, leader_epoch=record.leader_epoch + 1, incarnation=record.incarnation + 1)
+            for record in records
+        ]
+
+    def upkeep(self, stopping: Collection[int] = ()) -> Records:
+        """What the controller does by itself; see `balance.upkeep`. To be called again until it returns nothing.
+
+        `stopping` are brokers that have said that they stop: they get no leads back.
+        """
+        return balance.upkeep(self._image, self._brokers, stopping)
+
+
+def _check_min_insync(topic: str, config: TopicConfig, factor: int) -> None:
+    if config.min_insync_replicas > factor:
+        raise InvalidConfig(
+            f"min_insync_replicas={config.min_insync_replicas}: topic {topic!r} keeps {factor} "
+            f'replica{"s" * (factor != 1)}, so acks="all" could never be had; {factor} is the most'
+        )
 
 
 def _partition_count(wanted: object) -> int:

@@ -63,8 +63,8 @@ class Coordinator:
         """Applies a row of the log."""
         self.replay(from_pair(key, value), now_ms)
 
-    def snapshot(self) -> Iterator[Record]:
-        """Records whose replay on an empty state gives this one."""
+    def snapshot(self) -> Iterator[Record | Removed]:
+        """Records whose replay on an empty state gives this one; see `Groups.snapshot` on changes meanwhile."""
         yield from self._producer_ids.snapshot()
         yield from self.groups.snapshot()
 

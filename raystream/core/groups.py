@@ -10,7 +10,7 @@ which of its requests came last and what the present plan is are soft and noted 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 
 from raystream import messages as m
@@ -145,12 +145,33 @@ class Groups:
                 if gone is not None:  # a later group of that name goes on from there: its epochs are never old ones
                     self._epoch_floor = max(self._epoch_floor, gone.epoch)
 
-    def snapshot(self) -> Iterator[Record]:
-        """Records whose replay on an empty state gives this one."""
-        for group in self._groups.values():
+    def snapshot(self) -> Iterator[Record | Removed]:
+        """Records whose replay on an empty state gives this one.
+
+        The state may change while they are taken: each is as the state is then, and replayed with the changes made
+        meanwhile, all in the order in which they came about, they give the state as it is after the last of them.
+        """
+        first = list(self._groups.values())
+        yield from self._present(first)
+        if self._epoch_floor:  # as replay finds it out: from a group that is gone, one that no other can be
+            floor = GroupRecord("", self._epoch_floor)
+            yield floor
+            yield removed(floor)
+        known = {id(group) for group in first}
+        yield from self._present([group for group in self._groups.values() if id(group) not in known])
+
+    def _present(self, groups: Iterable[Group]) -> Iterator[Record]:
+        """Everything about these groups that is still there when its turn comes."""
+        for group in groups:
+            if group is not self._groups.get(group.name):
+                continue
             yield group.record()
-            yield from group.members.values()
-            yield from group.offsets.values()
+            for member_id in list(group.members):
+                if (member := group.members.get(member_id)) is not None:
+                    yield member
+            for partition in list(group.offsets):
+                if (position := group.offsets.get(partition)) is not None:
+                    yield position
 
     def _group(self, name: str) -> Group:
         """The group, made where replay needs it; what was decided about a new one just now had its plan made."""

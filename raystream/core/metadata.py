@@ -29,12 +29,27 @@ class ClusterRecord(Record):
 @kind
 @dataclass(frozen=True, slots=True)
 class BrokerRecord(Record):
-    """A broker that belongs to the cluster. `incarnation` counts its lives; one of an earlier life is not heard."""
+    """A broker that belongs to the cluster. `incarnation` counts its lives; one of an earlier life is not heard.
+
+    A `fenced` one is not known to live: it leads nothing and is in no ISR until it is heard of again.
+    """
 
     KIND: ClassVar[str] = "broker"
     IDENTITY: ClassVar[tuple[str, ...]] = ("broker_id",)
     broker_id: int
     incarnation: int
+    fenced: bool = False
+    draining: bool = False
+    """It gets no new replicas, and those it has are moved away."""
+    actor: str = ""
+    coordinator: str = ""
+    """The name of the coordinator actor beside it, "" while there is none."""
+    directory_id: str = ""
+    node_id: str = ""
+    node: str = ""
+    rack: str = ""
+    data_dir: str = ""
+    pid: int = 0
 
 
 @kind
@@ -61,7 +76,12 @@ class TopicRecord(Record):
 @kind
 @dataclass(frozen=True, slots=True)
 class PartitionRecord(Record):
-    """Who holds and leads a partition. `incarnation` counts the lives of its leading replica."""
+    """Who holds and leads a partition. `incarnation` counts the lives of its leading replica.
+
+    `leader` is -1 where nobody may lead. `elr`, the eligible leader replicas, left the ISR while it was too small for
+    the high watermark to move, so they hold all that is committed (KIP-966). `partition_epoch` counts the changes of
+    this record. `adding` and `removing` are the replicas that a reassignment under way brings in and takes out.
+    """
 
     KIND: ClassVar[str] = "partition"
     IDENTITY: ClassVar[tuple[str, ...]] = ("topic_id", "partition")
@@ -72,6 +92,24 @@ class PartitionRecord(Record):
     leader: int
     leader_epoch: int
     incarnation: int
+    elr: tuple[int, ...] = ()
+    partition_epoch: int = 0
+    adding: tuple[int, ...] = ()
+    removing: tuple[int, ...] = ()
+
+
+@kind
+@dataclass(frozen=True, slots=True)
+class ReplicaRecord(Record):
+    """Which actor serves a broker's replica of a partition; "" and why, where none can."""
+
+    KIND: ClassVar[str] = "replica"
+    IDENTITY: ClassVar[tuple[str, ...]] = ("topic_id", "partition", "broker_id")
+    topic_id: str
+    partition: int
+    broker_id: int
+    actor: str
+    error: str = ""
 
 
 class MetadataImage:
@@ -87,6 +125,7 @@ class MetadataImage:
         self.topics: dict[str, TopicRecord] = {}
         self.topics_by_id: dict[str, TopicRecord] = {}
         self.partitions: dict[str, dict[int, PartitionRecord]] = {}
+        self.replicas: dict[str, dict[tuple[int, int], ReplicaRecord]] = {}
 
     def replay(self, record: Record | Removed) -> None:
         """Applies one record."""
@@ -101,12 +140,18 @@ class MetadataImage:
                 self.partitions.setdefault(record.topic_id, {})
             case PartitionRecord():
                 self.partitions.setdefault(record.topic_id, {})[record.partition] = record
+            case ReplicaRecord():
+                served = self.replicas.setdefault(record.topic_id, {})
+                served[record.partition, record.broker_id] = record
+            case Removed(ReplicaRecord.KIND, (topic_id, partition, broker_id)):
+                self.replicas.get(topic_id, {}).pop((partition, broker_id), None)
             case Removed(BrokerRecord.KIND, (broker_id,)):
                 self.brokers.pop(broker_id, None)
             case Removed(PartitionRecord.KIND, (topic_id, partition)):
                 self.partitions.get(topic_id, {}).pop(partition, None)
             case Removed(TopicRecord.KIND, (topic_id,)):
                 self.partitions.pop(topic_id, None)
+                self.replicas.pop(topic_id, None)
                 gone = self.topics_by_id.pop(topic_id, None)
                 if gone is not None:
                     del self.topics[gone.name]
@@ -119,6 +164,11 @@ class MetadataImage:
         for topic in self.topics_by_id.values():
             yield topic
             yield from self.partitions_of(topic.topic_id)
+            yield from self.replicas.get(topic.topic_id, {}).values()
+
+    def replica(self, topic_id: str, partition: int, broker_id: int) -> ReplicaRecord | None:
+        """Which actor serves a broker's replica, where that is known."""
+        return self.replicas.get(topic_id, {}).get((partition, broker_id))
 
     def topic(self, name: str) -> TopicRecord:
         """The topic of that name. Raises TopicNotFound."""

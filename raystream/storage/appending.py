@@ -11,7 +11,7 @@ import pyarrow as pa
 from raystream import batch as b
 from raystream.config import TopicConfig
 from raystream.errors import InvalidRecord
-from raystream.schema import schema_message
+from raystream.schema import RAW_SCHEMA, schema_message
 from raystream.storage.segment import Segment, Tail
 
 Batches: TypeAlias = "Sequence[tuple[memoryview, b.BatchHeader]]"
@@ -72,6 +72,10 @@ class SchemaHeads:
                 raise InvalidRecord(f"the batch states schema {schema_id}; the topic has {len(self.schemas)}")
             found = self._heads[schema_id] = schema_message(self.schemas[schema_id - 1], self._topic_id, schema_id)
         return found
+
+    def raw_time_column(self) -> str | None:
+        """Raw topics keep the timestamp in a column of their own."""
+        return "timestamp" if len(self.schemas) == 1 and self.schemas[0].equals(RAW_SCHEMA) else None
 
 
 def as_leader(batches: Batches, leader: b.LeaderFields) -> Iterator[Stamped]:

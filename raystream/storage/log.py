@@ -8,18 +8,17 @@ it and open it again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Final
 
 import pyarrow as pa
 
 from raystream.batch import LeaderFields
 from raystream.clock import Clock
-from raystream.config import MIB, TopicConfig
+from raystream.config import TopicConfig
 from raystream.errors import DiskFull, InvalidArgument, InvalidRecord, OffsetOutOfRange, StorageError
 from raystream.messages import Span
-from raystream.schema import RAW_SCHEMA
 from raystream.storage import reading
 from raystream.storage.appending import (
     AppendResult,
@@ -36,14 +35,11 @@ from raystream.storage.epochs import Epochs
 from raystream.storage.files import AppendHandle, Files, LockHandle
 from raystream.storage.producer_state import ProducerState
 from raystream.storage.recovery import Recovered, Recovery
+from raystream.storage.room import MIN_FREE_BYTES, Room
 from raystream.storage.segment import Identity, Segment
 from raystream.storage.verify import verify
 
 LOCK_NAME: Final = "lock"
-MIN_FREE_BYTES: Final = 64 * MIB
-"""So much of the disk is kept for metadata and deletions: appends that would go below are refused."""
-_FREE_CHECK_BYTES: Final = 4 * MIB
-_LOOK_UPS: Final = 3
 
 
 class Log:
@@ -73,16 +69,15 @@ class Log:
         self._directory = directory
         self._lock = lock
         self._identity = identity
-        self._heads = heads
+        self.heads = heads
         self._config = config
         self._clock = clock
         self._time_column = time_column
-        self._min_free_bytes = min_free_bytes
         self._segments = recovered.segments
         self._handle: AppendHandle | None = None
         self._directory_dirty = False
         self._failure: StorageError | None = None
-        self._unchecked_bytes = 2 * _FREE_CHECK_BYTES  # the first append looks how much room there is
+        self._room = Room(files, directory, min_free_bytes)
         self._checkpoints = Checkpointer(files, directory, identity, clock, recovered.snapshot_offset)
 
     @classmethod
@@ -110,16 +105,17 @@ class Log:
         try:
             identity = Identity(topic_id, partition)
             recovered = Recovery(files, directory, identity, clock).run()
+            heads = SchemaHeads(topic_id, schemas)
             log = cls(
                 files,
                 directory,
                 lock,
                 recovered,
                 identity=identity,
-                heads=SchemaHeads(topic_id, schemas),
+                heads=heads,
                 config=config,
                 clock=clock,
-                time_column=time_column or _raw_time_column(schemas),
+                time_column=time_column or heads.raw_time_column(),
                 min_free_bytes=min_free_bytes,
             )
         except BaseException:
@@ -152,7 +148,7 @@ class Log:
         stands as before, a later append may succeed), StorageError, InvalidRecord for a schema it does not know.
         """
         self._refuse_if_failed()
-        self._keep_space_free(sum(header.message_bytes for _, header in batches))
+        self._room.take(sum(header.message_bytes for _, header in batches))
         now_ms = self._clock.now_ms()
         # A header states only what is on the disk as published: recovery takes it as proof that nothing may be missing.
         leader = LeaderFields(self.end_offset, leader_epoch, min(high_watermark, self.flushed_end_offset), now_ms)
@@ -173,13 +169,13 @@ class Log:
                     f"{epoch} at offset {expected}"
                 )
             expected, epoch = header.next_offset, header.leader_epoch
-        self._keep_space_free(sum(header.message_bytes for _, header in batches))
+        self._room.take(sum(header.message_bytes for _, header in batches))
         self._append(batches, as_follower(batches), None)
         return self.end_offset
 
     def _append(self, batches: Batches, stamped: Iterable[Stamped], epoch: int | None) -> list[AppendResult]:
         active = self._segments[-1] if self._segments else None
-        runs, results = lay_out(stamped, active, heads=self._heads, config=self._config)
+        runs, results = lay_out(stamped, active, heads=self.heads, config=self._config)
         self._write(runs)
         for (_, header), result in zip(batches, results, strict=True):
             self.producers.record(header, result.base_offset, result.append_time_ms)
@@ -250,31 +246,14 @@ class Log:
         except StorageError as error:
             self._failure = self._failure or error
 
-    def _keep_space_free(self, needed: int) -> None:
-        self._unchecked_bytes += needed
-        if self._unchecked_bytes < _FREE_CHECK_BYTES:
-            return
-        free = self._files.free_bytes(self._directory)
-        if free - needed < self._min_free_bytes:
-            self._unchecked_bytes = 2 * _FREE_CHECK_BYTES
-            raise DiskFull(
-                f"{self._directory} has {free:,} bytes free; {self._min_free_bytes:,} are kept for metadata and "
-                "deletions: make room, or delete records",
-                path=self._directory,
-            )
-        self._unchecked_bytes = 0
-
     def flush(self) -> int:
         """Syncs what is not on the disk yet. Returns the end offset up to which everything is."""
         self._refuse_if_failed()
         end = self.end_offset
         if self.flushed_end_offset < end or self._directory_dirty:
-            try:
+            with self._last_write():
                 if self._handle is not None:
                     self._make_durable(self._handle)
-            except StorageError as error:
-                self._failure = error
-                raise
             self.flushed_end_offset = end
         return end
 
@@ -288,6 +267,15 @@ class Log:
     def advance_high_watermark(self, offset: int) -> None:
         """Raises the high watermark; it never goes back, and never past the end."""
         self.high_watermark = max(self.high_watermark, min(offset, self.end_offset))
+
+    @contextmanager
+    def _last_write(self) -> Iterator[None]:
+        """Nobody knows what a write that failed in here has left: the log takes no more."""
+        try:
+            yield
+        except StorageError as error:
+            self._failure = error
+            raise
 
     def _refuse_if_failed(self) -> None:
         if self._failure is not None:
@@ -303,6 +291,10 @@ class Log:
     @property
     def segment_count(self) -> int:
         return len(self._segments)
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        return self._segments
 
     def read(self, offset: int, *, max_bytes: int, end_offset: int) -> tuple[Span, ...]:
         """Where whole batches stand, from the one that contains `offset` on: one span per segment, those that begin
@@ -320,7 +312,7 @@ class Log:
                 return ()
             return reading.spans(segments, offset, max_bytes=max_bytes, end_offset=end_offset)
 
-        return self._while_there(look_up)
+        return reading.while_there(look_up)
 
     def read_bytes(self, span: Span) -> bytes:
         """The bytes of a span. Raises OffsetOutOfRange where they were deleted meanwhile."""
@@ -332,15 +324,22 @@ class Log:
             raise StorageError(f"{span.path} has lost bytes past {span.position + len(data)}", path=span.path)
         return data
 
+    def bounds_of(self, span: Span) -> tuple[int, int]:
+        """The first offset of a span's batches, and the one that follows them. They must be there still."""
+        segment = next(s for s in self._segments if s.path == span.path)
+        tail, end = segment.tail, span.position + span.length
+        after = tail.end_offset if end == tail.size else segment.header_at(end).base_offset
+        return segment.header_at(span.position).base_offset, after
+
     def offset_for_timestamp(self, timestamp_ms: int, *, end_offset: int) -> tuple[int, int] | None:
         """The first record below `end_offset` whose timestamp is `timestamp_ms` or later, as (offset, timestamp)."""
-        return self._while_there(
+        return reading.while_there(
             lambda: reading.offset_for_timestamp(
                 self._segments,
                 timestamp_ms,
                 start_offset=self.start_offset,
                 end_offset=min(end_offset, self.end_offset),
-                schemas=self._heads.schemas,
+                schemas=self.heads.schemas,
                 time_column=self._time_column,
             ),
         )
@@ -355,15 +354,6 @@ class Log:
             raise OffsetOutOfRange(
                 f"offset {offset} lies outside {start} to {end}", offset=offset, log_start_offset=start, end_offset=end
             )
-
-    def _while_there(self, look_up: Callable[[], reading.Found]) -> reading.Found:
-        """The look-up, again where a deletion took a file away under it."""
-        for _ in range(_LOOK_UPS):
-            try:
-                return look_up()
-            except FileNotFoundError as error:
-                missing = str(error.filename)
-        raise StorageError(f"{missing} is missing", path=missing)
 
     # Changing -------------------------------------------------------------------------------------------------------
 
@@ -410,12 +400,21 @@ class Log:
         kept = self._segments[:place]
         if whole > place:
             kept = (*kept, self._segments[place].shortened(end, position))
-        try:
+        with self._last_write():
             self._shorten(kept, gone, end)
-        except StorageError as error:
-            self._failure = error
-            raise
         return end
+
+    def begin_at(self, offset: int) -> None:
+        """Drops everything and goes on at `offset`: for a replica whose leader has deleted what would follow. All below
+        counts as published. A crash half-way leaves an empty log. Raises as `truncate`."""
+        self._refuse_if_failed()
+        if offset < self.high_watermark:
+            raise InvalidArgument(f"offset {offset} is published: the high watermark is {self.high_watermark}")
+        self.epochs = Epochs()
+        with self._last_write():
+            self._shorten((), self._segments, self.start_offset)
+            self.start_offset = self.end_offset = self.flushed_end_offset = self.high_watermark = offset
+            self.checkpoint()
 
     def _shorten(self, kept: tuple[Segment, ...], gone: tuple[Segment, ...], end: int) -> None:
         """The checkpoint first: from then on nothing past `end` is taken for granted. Then later segments go, the last
@@ -448,9 +447,21 @@ class Log:
                 self._files.unlink(segment.index_path)
             self.checkpoint()
 
+    def replace(self, segment: Segment, data: bytes) -> None:
+        """Gives a segment another file of the same length, durably: `repair.replace` says when, and on which thread."""
+        self._refuse_if_failed()  # or closed: others may hold the directory by now
+        active = segment in self._segments[-1:]
+        with self._last_write() if active else nullcontext():
+            self._files.write_atomically(segment.path, data)
+            if active and self._handle is not None:
+                self._handle.close()
+                self._handle = self._files.open_append(segment.path)
+        if segment not in self._segments:
+            self._files.unlink(segment.path)  # deleted meanwhile
+
     def add_schema(self, schema: pa.Schema) -> None:
         """The topic's next schema; its id is one more than the last."""
-        self._heads.schemas.append(schema)
+        self.heads.schemas.append(schema)
 
     def set_config(self, config: TopicConfig) -> None:
         self._config = config
@@ -485,8 +496,3 @@ class Log:
                 self._handle = None
             self._failure = self._failure or StorageError("the log is closed")
             self._lock.release()
-
-
-def _raw_time_column(schemas: Sequence[pa.Schema]) -> str | None:
-    """Raw topics keep the timestamp in a column of their own."""
-    return "timestamp" if len(schemas) == 1 and schemas[0].equals(RAW_SCHEMA) else None

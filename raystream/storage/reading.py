@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from typing import Final, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from raystream import batch as b
-from raystream.errors import CorruptBatch
+from raystream.errors import CorruptBatch, StorageError
 from raystream.messages import Span
 from raystream.storage.segment import Placed, Segment, timestamp_of
 
 Segments = tuple[Segment, ...]
 Found = TypeVar("Found")
+_LOOK_UPS: Final = 3
+
+
+def while_there(look_up: Callable[[], Found]) -> Found:
+    """The look-up, again where a deletion took a file away under it."""
+    for _ in range(_LOOK_UPS):
+        try:
+            return look_up()
+        except FileNotFoundError as error:
+            missing = str(error.filename)
+    raise StorageError(f"{missing} is missing", path=missing)
 
 
 def segment_of(segments: Segments, offset: int) -> int:

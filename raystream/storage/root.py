@@ -16,6 +16,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -130,6 +131,15 @@ def in_use(root: Path, owner: Owner | None) -> DataDirectoryInUse:
 
 
 @dataclass(frozen=True)
+class Node:
+    """The Ray node that a broker lives on, and how to tell whether the process that is a node still runs."""
+
+    node_id: str
+    raylet_pid: int
+    is_alive: Callable[[int], bool]
+
+
+@dataclass(frozen=True)
 class Slot:
     """A broker's own directory inside the root, locked."""
 
@@ -138,19 +148,21 @@ class Slot:
     descriptor: int
 
 
-def take_slot(root: Path, cluster: str) -> Slot:
-    """The first slot whose holder is not a living broker of this same cluster.
+def take_slot(root: Path, cluster: str, node: Node | None = None) -> Slot:
+    """The slot that this Ray node had before in this life of the cluster; else the first one that no living broker of
+    the cluster holds, nor had on another node that lives.
 
     A slot held by a process of an earlier life is waited for: that process is dying, and the data is ours.
     """
+    own = node or Node("", 0, lambda _: False)
     deadline = time.monotonic() + DYING_OWNER_WAIT_S
-    for number in range(MAX_SLOTS):
+    for number in _slots_in_order(root, cluster, own):
         path = root / f"broker-{number}"
         path.mkdir(exist_ok=True)
         descriptor = _open_lock(path)
         while not _try_lock(descriptor, fcntl.LOCK_EX):
             holder = _read_json(path / "slot.json")
-            if holder.get("cluster") == cluster:
+            if holder.get("cluster") == cluster and (not own.node_id or holder.get("node") != own.node_id):
                 break
             if time.monotonic() > deadline:
                 os.close(descriptor)
@@ -161,10 +173,27 @@ def take_slot(root: Path, cluster: str) -> Slot:
                 )
             time.sleep(0.05)
         else:
-            _write_json(path / "slot.json", {"cluster": cluster, "pid": os.getpid()})
+            holding = {"cluster": cluster, "node": own.node_id, "raylet": own.raylet_pid, "pid": os.getpid()}
+            _write_json(path / "slot.json", holding)
             return Slot(number, path, descriptor)
         os.close(descriptor)
     raise DataDirectoryInUse(f"all {MAX_SLOTS} broker slots in {root} are taken")
+
+
+def _slots_in_order(root: Path, cluster: str, own: Node) -> list[int]:
+    holders = [_read_json(root / f"broker-{number}" / "slot.json") for number in range(_slots_made(root) + 1)]
+    same_life = [holder if holder.get("cluster") == cluster else {} for holder in holders]
+    mine = [number for number, holder in enumerate(same_life) if own.node_id and holder.get("node") == own.node_id]
+
+    def is_anothers(holder: dict[str, Any]) -> bool:
+        return bool(own.node_id and holder.get("node")) and own.is_alive(int(holder.get("raylet", 0)))
+
+    free = [n for n, holder in enumerate(same_life) if n not in mine and not is_anothers(holder)]
+    return [*mine, *free, *range(len(holders), MAX_SLOTS)]
+
+
+def _slots_made(root: Path) -> int:
+    return sum(1 for number in range(MAX_SLOTS) if (root / f"broker-{number}").is_dir())
 
 
 def network_file_system(root: Path) -> str | None:

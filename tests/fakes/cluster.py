@@ -402,6 +402,15 @@ class FakeCluster:
     async def delete_topic(self, request: m.DeleteTopicRequest, *, timeout_ms: float) -> m.Done:
         raise NotImplementedError
 
+    async def reassign(self, request: m.ReassignRequest, *, timeout_ms: float) -> m.TopicMetadata:
+        raise NotImplementedError
+
+    async def elect_leaders(self, request: m.ElectLeadersRequest, *, timeout_ms: float) -> m.Done:
+        raise NotImplementedError
+
+    async def drain_broker(self, request: m.DrainBrokerRequest, *, timeout_ms: float) -> m.Done:
+        raise NotImplementedError
+
 
 class _Gone(FakePartition):
     """The port of an actor that is no more."""

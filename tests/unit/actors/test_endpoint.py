@@ -17,7 +17,7 @@ from raystream import messages as m
 from raystream.actors import connections, wire
 from raystream.actors import endpoint as e
 from raystream.actors.connections import Connections, Shortcut
-from raystream.actors.endpoint import Endpoint
+from raystream.actors.endpoint import Endpoint, machine
 from raystream.errors import ActorLost, NotLeader, RaystreamError, RequestTimeout, Unavailable
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="endpoints are abstract Unix sockets")
@@ -271,7 +271,7 @@ def test_a_shortcut_is_taken_once_the_actor_has_said_where(endpoint: Endpoint) -
     async def work() -> None:
         replies: list[Exception | m.EndpointReply] = [
             Unavailable("starting"),
-            m.EndpointReply(node_id="here", address=endpoint.address),
+            m.EndpointReply(node_id="here", address=endpoint.address, machine=machine()),
         ]
 
         async def ask() -> m.EndpointReply:
@@ -280,7 +280,7 @@ def test_a_shortcut_is_taken_once_the_actor_has_said_where(endpoint: Endpoint) -
                 raise reply
             return reply
 
-        shortcut = Shortcut(ask, "here")
+        shortcut = Shortcut(ask)
         assert shortcut.current() is None
         await asyncio.sleep(0.01)
         assert shortcut.current() is None and replies, "it is not asked again at once"
@@ -298,14 +298,18 @@ def test_a_shortcut_is_taken_once_the_actor_has_said_where(endpoint: Endpoint) -
 
 
 @pytest.mark.parametrize(
-    "reply", [m.EndpointReply(node_id="far", address="x"), m.EndpointReply(node_id="here", address=None)]
+    "reply",
+    [
+        m.EndpointReply(node_id="far", address="x", machine="another"),
+        m.EndpointReply(node_id="here", address=None, machine=machine()),
+    ],
 )
 def test_an_actor_elsewhere_is_called_through_ray(reply: m.EndpointReply) -> None:
     async def work() -> None:
         async def ask() -> m.EndpointReply:
             return reply
 
-        shortcut = Shortcut(ask, "here")
+        shortcut = Shortcut(ask)
         assert shortcut.current() is None
         await asyncio.sleep(0.01)
         assert shortcut.current() is None

@@ -11,14 +11,16 @@ from typing import Any
 import pytest
 
 from raystream import messages as m
-from raystream.actors import replica as module
-from raystream.actors.replica import Append, Replica
+from raystream.actors import leading as module
+from raystream.actors.leading import Append
+from raystream.actors.replica import Replica
 from raystream.actors.writer import Ticket
 from raystream.clock import ManualClock
 from raystream.errors import DiskFull, OutOfOrderSequence, StorageError
 from raystream.schema import RAW_SCHEMA
 from raystream.storage.memory_files import MemoryFiles
 from tests.fakes.logs import DIRECTORY, TOPIC_ID, message, open_log, read_all
+from tests.fakes.replicas import Deaf
 
 
 def opened(files: MemoryFiles, clock: ManualClock | None = None, **config: Any) -> Replica:
@@ -32,7 +34,7 @@ def opened(files: MemoryFiles, clock: ManualClock | None = None, **config: Any) 
         config=config,
         schemas=(RAW_SCHEMA.serialize().to_pybytes(),),
     )
-    replica = Replica(spec, files, clock or ManualClock())
+    replica = Replica(spec, files, clock or ManualClock(), Deaf())
     replica.open()
     return replica
 

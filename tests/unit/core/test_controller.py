@@ -1,4 +1,4 @@
-"""The controller's decisions, and that replaying their records gives the image back."""
+"""The controller's decisions on topics, and that replaying all records gives the image back."""
 
 from __future__ import annotations
 
@@ -10,12 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raystream.core import topic_names
-from raystream.core.controller import Controller
-from raystream.core.metadata import MetadataImage
-from raystream.core.placement import place
-from raystream.core.records import Record, Removed, from_pair, to_pair
+from raystream.core.metadata import BrokerRecord, ClusterRecord, MetadataImage
+from raystream.core.records import Removed, from_pair, to_pair
 from raystream.errors import (
-    Fenced,
     InvalidArgument,
     InvalidConfig,
     InvalidTopicName,
@@ -26,24 +23,7 @@ from raystream.errors import (
     Unavailable,
 )
 from raystream.messages import AlterTopicRequest, CreateTopicRequest, DeleteTopicRequest
-
-
-class House:
-    """An image, its controller, and everything written down so far."""
-
-    def __init__(self, brokers: tuple[int, ...] = (0,)) -> None:
-        self.image = MetadataImage()
-        self.controller = Controller(self.image, brokers)
-        self.log: list[Record | Removed] = []
-
-    def commit(self, records: list[Record | Removed]) -> None:
-        self.log += records
-        for record in records:
-            self.image.replay(record)
-
-    def create(self, name: str, topic_id: str = "a" * 32, **fields: object) -> None:
-        request = CreateTopicRequest(name=name, **{"partitions": 1, **fields})  # type: ignore[arg-type]
-        self.commit(self.controller.create_topic(request, topic_id=topic_id, raw_schema=b"raw"))
+from tests.unit.core.controller_house import House
 
 
 @pytest.mark.parametrize(
@@ -64,16 +44,16 @@ def test_good_names_pass_and_names_that_metrics_confuse_do_not() -> None:
 @pytest.mark.parametrize("partitions", [0, -1, 10**6, True, 2.0, "2", None])
 def test_impossible_partition_counts_are_refused(partitions: object) -> None:
     with pytest.raises(InvalidArgument, match=f"partitions={partitions!r}"):
-        House().create("t", partitions=partitions)
+        House(1).create("t", partitions=partitions)
 
 
 def test_a_replication_factor_over_the_brokers_is_refused() -> None:
     with pytest.raises(InvalidArgument, match="1 broker"):
-        House().create("t", replication_factor=2)
+        House(1).create("t", replication_factor=2)
     for factor in (0, -1, "1", True):
         with pytest.raises(InvalidArgument, match="replication_factor"):
-            House().create("t", replication_factor=factor)
-    house = House((0, 1))
+            House(1).create("t", replication_factor=factor)
+    house = House(2)
     house.create("t")
     assert house.image.topic("t").replication_factor == 2
     house.create("u", "b" * 32, replication_factor=np.int64(1), partitions=np.int32(3))
@@ -82,13 +62,13 @@ def test_a_replication_factor_over_the_brokers_is_refused() -> None:
 
 def test_settings_are_checked_and_the_nearest_name_is_given() -> None:
     with pytest.raises(InvalidConfig, match="did you mean 'flush'"):
-        House().create("t", config={"flsh": "os"})
+        House(1).create("t", config={"flsh": "os"})
     with pytest.raises(InvalidConfig, match="segment_bytes"):
-        House().create("t", config={"segment_bytes": 1})
+        House(1).create("t", config={"segment_bytes": 1})
 
 
 def test_a_topic_is_created_once() -> None:
-    house = House()
+    house = House(1)
     house.create("t", partitions=3)
     with pytest.raises(TopicExists):
         house.create("t")
@@ -99,7 +79,7 @@ def test_a_topic_is_created_once() -> None:
 
 
 def test_partitions_grow_only_and_settings_go_back_to_their_default() -> None:
-    house = House()
+    house = House(1)
     house.create("t", partitions=2, config={"flush": "os"})
     house.commit(house.controller.alter_topic(AlterTopicRequest(name="t", partitions=4, config={"flush": None})))
     assert len(house.image.partitions["a" * 32]) == 4
@@ -111,7 +91,7 @@ def test_partitions_grow_only_and_settings_go_back_to_their_default() -> None:
 
 
 def test_internal_topics_cannot_be_changed_by_users() -> None:
-    house = House()
+    house = House(1)
     request = CreateTopicRequest(name="__consumer_offsets", partitions=1)
     house.commit(house.controller.create_topic(request, topic_id="b" * 32, raw_schema=b"", internal=True))
     with pytest.raises(InvalidTopicName):
@@ -119,7 +99,7 @@ def test_internal_topics_cannot_be_changed_by_users() -> None:
 
 
 def test_a_new_incarnation_raises_the_leader_epoch() -> None:
-    house = House()
+    house = House(1)
     house.create("t")
     house.commit(house.controller.new_incarnations([("a" * 32, 0)]))
     partition = house.image.partitions["a" * 32][0]
@@ -127,8 +107,7 @@ def test_a_new_incarnation_raises_the_leader_epoch() -> None:
 
 
 def test_replaying_the_written_records_gives_the_same_image() -> None:
-    house = House((0, 1, 2))
-    house.commit(house.controller.format("cluster"))
+    house = House(3)
     house.create("kept", "a" * 32, partitions=5, key="k", schema=b"\x00\xff", config={"flush": "os"})
     house.create("gone", "b" * 32)
     house.commit(house.controller.new_incarnations([("a" * 32, 3)]))
@@ -142,22 +121,8 @@ def test_replaying_the_written_records_gives_the_same_image() -> None:
         again.topic("gone")
 
 
-def test_placement_spreads_replicas_and_leaders() -> None:
-    placed = place(6, 2, {0: 0, 1: 0, 2: 0})
-    held = [broker for replicas in placed for broker in replicas]
-    assert {held.count(broker) for broker in range(3)} == {4}
-    assert all(len(set(replicas)) == 2 for replicas in placed)
-    assert place(1, 1, {0: 5, 1: 2}) == [(1,)]
-
-
-def test_leaders_spread_where_every_broker_holds_everything() -> None:
-    leaders = [replicas[0] for replicas in place(9, 3, {0: 0, 1: 0, 2: 0})]
-    assert {leaders.count(broker) for broker in range(3)} == {3}
-    assert place(1, 2, {0: 1, 1: 1, 2: 1}, {0: 1, 1: 0, 2: 0})[0] == (1, 2)
-
-
 def test_new_topics_go_where_fewest_are_held_and_led() -> None:
-    house = House((0, 1, 2))
+    house = House(3)
     for number in range(6):
         house.create(f"t{number}", f"{number:032}", partitions=3, replication_factor=2)
     records = [record for held in house.image.partitions.values() for record in held.values()]
@@ -167,7 +132,7 @@ def test_new_topics_go_where_fewest_are_held_and_led() -> None:
 
 
 def test_a_typed_topic_is_taken_as_it_is_only_with_the_same_columns() -> None:
-    house = House()
+    house = House(1)
     house.create("t", schema=b"s", key="k", time="at")
     house.create("t", schema=b"s", key="k", time="at", exist_ok=True)
     same: dict[str, Any] = {"schema": b"s", "key": "k", "time": "at", "exist_ok": True}
@@ -176,49 +141,123 @@ def test_a_typed_topic_is_taken_as_it_is_only_with_the_same_columns() -> None:
             house.create("t", **{**same, name: value})
 
 
-def test_brokers_register_with_a_new_incarnation_and_go_when_they_hold_nothing() -> None:
-    house = House()
-    house.controller = controller = Controller(house.image)
+def test_partitions_are_added_only_where_their_replicas_have_a_place() -> None:
+    house = House(2)
+    house.create("t", replication_factor=2)
+    house.fence(1)
+    with pytest.raises(Unavailable, match="2 replicas"):
+        house.alter("t", partitions=2)
+    assert house.controller.alter_topic(AlterTopicRequest(name="t", partitions=1)) == []
+
+
+def test_nothing_is_created_while_no_broker_is_there() -> None:
+    house = House(1)
+    house.fence(0)
     with pytest.raises(Unavailable, match="no broker"):
         house.create("t")
-    for broker in (0, 1, 1):
-        house.commit(controller.register_broker(broker))
-    assert {b.broker_id: b.incarnation for b in house.image.brokers.values()} == {0: 1, 1: 2}
-    house.create("t", replication_factor=1)
-    with pytest.raises(Fenced, match="incarnation 2"):
-        controller.unregister_broker(1, 1)
-    with pytest.raises(InvalidArgument, match="of 1 partitions"):
-        controller.unregister_broker(0, 1)
-    house.commit(controller.unregister_broker(1, 2))
-    assert list(house.image.brokers) == [0]
-    assert controller.unregister_broker(1, 2) == []
 
 
-def test_partitions_are_added_only_where_their_replicas_have_a_place() -> None:
-    brokers = {0, 1}
-    house = House()
-    house.controller = Controller(house.image, brokers)
+def test_fenced_and_drained_brokers_get_no_new_replicas() -> None:
+    house = House(4)
+    house.fence(1)
+    house.drain(2)
+    house.create("t", partitions=4)
+    assert all(set(record.replicas) == {0, 3} for record in house.partitions())
+    assert house.image.topic("t").replication_factor == 2
+
+
+def test_replicas_are_spread_over_racks() -> None:
+    house = House(4, racks={0: "a", 1: "a", 2: "b", 3: "b"})
+    house.create("t", partitions=8, replication_factor=2)
+    assert all(len({house.racks[broker] for broker in record.replicas}) == 2 for record in house.partitions())
+
+
+def test_acks_all_cannot_ask_for_more_replicas_than_there_are() -> None:
+    house = House(2)
+    with pytest.raises(InvalidConfig, match="min_insync_replicas=2: topic 't' keeps 1 replica,"):
+        house.create("t", replication_factor=1, config={"min_insync_replicas": 2})
+    house.create("t", config={"min_insync_replicas": 2})
+    with pytest.raises(InvalidConfig, match="keeps 2 replicas"):
+        house.alter(config={"min_insync_replicas": 3})
+    with pytest.raises(InvalidConfig, match="keeps 1 replica,"):
+        house.alter(replication_factor=1)
+    house.alter(replication_factor=1, config={"min_insync_replicas": None})
+    assert len(house.partition().replicas) == 1
+
+
+def test_a_lower_min_insync_ends_what_was_kept_for_the_higher_one() -> None:
+    house = House(2)
+    house.create("t", config={"min_insync_replicas": 2})
+    (follower,) = set(house.partition().replicas) - {house.partition().leader}
+    house.fence(follower)
+    assert house.partition().elr == (follower,)
+    house.alter(config={"min_insync_replicas": 1})
+    assert house.partition().elr == ()
+
+
+def test_a_higher_factor_adds_replicas_on_the_least_loaded_brokers_in_other_racks() -> None:
+    house = House(4, racks={0: "a", 1: "a", 2: "b", 3: "b"})
+    house.create("t", partitions=4, replication_factor=1)
+    house.alter(replication_factor=2)
+    assert house.image.topic("t").replication_factor == 2
+    for record in house.partitions():
+        assert record.isr == (record.leader,) and len(record.adding) == 1
+        assert len({house.racks[broker] for broker in record.replicas}) == 2
+    assert {sum(broker in record.replicas for record in house.partitions()) for broker in range(4)} == {2}
+    house.catch_up()
+    assert all(len(record.isr) == 2 and not record.adding for record in house.partitions())
+    assert house.controller.alter_topic(AlterTopicRequest(name="t", replication_factor=2)) == []
+
+
+def test_a_lower_factor_keeps_the_leader_and_those_in_sync() -> None:
+    house = House(3)
+    house.create("t", replication_factor=3)
+    record = house.partition()
+    leader, _, lagging = record.leader, *(broker for broker in record.replicas if broker != record.leader)
+    house.set_isr(record, *(broker for broker in record.replicas if broker != lagging))
+    house.alter(replication_factor=2)
+    assert lagging not in house.partition().replicas
+    house.alter(replication_factor=1)
+    assert (house.partition().replicas, house.partition().leader) == ((leader,), leader)
+
+
+def test_a_factor_over_the_brokers_is_refused_when_it_is_altered_too() -> None:
+    house = House(3)
     house.create("t", replication_factor=2)
-    brokers.remove(1)
-    with pytest.raises(Unavailable, match="2 replicas"):
-        house.controller.alter_topic(AlterTopicRequest(name="t", partitions=2))
-    assert house.controller.alter_topic(AlterTopicRequest(name="t", partitions=1)) == []
+    for wanted in (0, 4):
+        with pytest.raises(InvalidArgument, match=f"replication_factor={wanted}: this cluster has 3 brokers"):
+            house.alter(replication_factor=wanted)
+    house.fence(*set(range(3)) - {house.partition().leader})
+    house.alter(replication_factor=1)
+    with pytest.raises(InvalidArgument, match="only 1 is possible"):
+        house.alter(replication_factor=2)
+
+
+def test_settings_partitions_and_factor_change_together() -> None:
+    house = House(3)
+    house.create("t", replication_factor=1)
+    house.alter(replication_factor=3, partitions=2, config={"min_insync_replicas": 3})
+    assert len(house.partition(0).adding) == 2
+    assert (len(house.partition(1).isr), house.partition(1).adding) == (3, ())
 
 
 def test_a_cluster_holds_so_many_partitions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("raystream.core.controller.MAX_PARTITIONS_PER_CLUSTER", 5)
-    house = House()
+    house = House(1)
     house.create("t", partitions=5)
     with pytest.raises(InvalidArgument, match="6 partitions"):
         house.controller.alter_topic(AlterTopicRequest(name="t", partitions=6))
 
 
 def test_a_deleted_topic_leaves_nothing_in_a_compacted_log() -> None:
-    house = House()
+    house = House(1)
     house.create("t", partitions=3)
-    house.commit(house.controller.delete_topic(DeleteTopicRequest(name="t")))
+    house.serve()
+    house.delete("t")
     compacted = {to_pair(record)[0]: record for record in house.log}
-    assert all(isinstance(record, Removed) for record in compacted.values())
+    left = [record for record in compacted.values() if not isinstance(record, Removed)]
+    assert {type(record) for record in left} == {ClusterRecord, BrokerRecord}
+    assert not house.image.replicas
     with pytest.raises(PartitionNotFound):
         house.controller.new_incarnations([("a" * 32, 0)])
 
@@ -229,6 +268,7 @@ STEPS = st.one_of(
     st.tuples(st.just("grow"), NAMES, st.integers(1, 6)),
     st.tuples(st.just("delete"), NAMES, st.just(0)),
     st.tuples(st.just("register"), st.just(""), st.integers(0, 3)),
+    st.tuples(st.just("hear"), st.just(""), st.just(0)),
     st.tuples(st.just("restart"), NAMES, st.just(0)),
 )
 
@@ -237,8 +277,7 @@ STEPS = st.one_of(
 @given(st.lists(STEPS, max_size=25))
 def test_any_history_replayed_gives_the_same_image(steps: list[tuple[str, str, int]]) -> None:
     house = House()
-    house.controller = controller = Controller(house.image)
-    house.commit(controller.format("c"))
+    controller = house.controller
     for number, (what, name, count) in enumerate(steps):
         before = MetadataImage()
         for record in house.log:
@@ -251,7 +290,10 @@ def test_any_history_replayed_gives_the_same_image(steps: list[tuple[str, str, i
             elif what == "delete":
                 house.commit(controller.delete_topic(DeleteTopicRequest(name=name)))
             elif what == "register":
-                house.commit(controller.register_broker(count))
+                house.register(count if count in house.image.brokers else None)
+            elif what == "hear":
+                for broker in house.image.brokers:
+                    house.hear(broker)
             else:
                 records = house.image.partitions_of(house.image.topic(name).topic_id)
                 house.commit(controller.new_incarnations([(r.topic_id, r.partition) for r in records]))

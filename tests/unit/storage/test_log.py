@@ -119,7 +119,7 @@ def test_a_batch_larger_than_a_segment_gets_one_of_its_own() -> None:
 def test_an_unknown_schema_is_refused_and_changes_nothing() -> None:
     log = filled(MemoryFiles(), 1)
     encoded, header = message([b"x"], schema_id=2)
-    log._heads.schemas.pop()
+    log.heads.schemas.pop()
     with pytest.raises(InvalidRecord, match="states schema 2; the topic has 1"):
         append(log, message([b"y"]), (encoded, header))
     assert log.end_offset == 3

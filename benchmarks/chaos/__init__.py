@@ -1,0 +1,1 @@
+"""Several Ray nodes on one machine, what can be done to them, and what clients notice of it."""

@@ -1,0 +1,178 @@
+"""A Ray cluster of several nodes on one machine, each with a broker, and the ways in which parts of it die.
+
+Only processes of this cluster are ever signalled, by their process ids.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import ray
+from ray.cluster_utils import Cluster as RayCluster
+
+import raystream as rs
+from raystream import messages as m
+from raystream.actors.finding import find_brokers
+
+NAMESPACE: Final = "raystream"
+ALIVE_TIMEOUT_S: Final = 60.0
+
+
+class Nodes:
+    """`count` Ray nodes, the driver on the first one, which is Ray's head. A context manager."""
+
+    def __init__(self, data_dir: Path, count: int = 3, racks: tuple[str, ...] = ()) -> None:
+        os.environ.setdefault("RAY_worker_niceness", "0")
+        self._data_dir = data_dir
+        self._killed = self._closed = False
+        self._racks = racks
+        self._ray = RayCluster(
+            initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False, **self._labels(0)}
+        )
+        self._added = [self._ray.add_node(num_cpus=2, **self._labels(number)) for number in range(1, count)]
+        ray.init(address=self._ray.address, namespace=NAMESPACE, log_to_driver=False)
+        self._ray.wait_for_nodes()
+        self.cluster = rs.connect(data_dir=data_dir)
+
+    def _labels(self, number: int) -> dict[str, Any]:
+        return {"labels": {"raystream.io/rack": self._racks[number]}} if number < len(self._racks) else {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stops raystream, then Ray."""
+        from raystream.actors.session import stop_raystream
+
+        if self._closed:
+            return
+        self._closed = True
+        if not self._killed:
+            with contextlib.suppress(Exception):
+                stop_raystream(NAMESPACE)
+        with contextlib.suppress(Exception):
+            self.cluster.close()
+        ray.shutdown()
+        self._ray.shutdown()
+
+    def stop_hard(self) -> None:
+        """SIGKILL to every process of raystream, and to Ray."""
+        actors = [name for name in ray.util.list_named_actors() if name.startswith("raystream-")]
+        pids = [broker.pid for broker in self.brokers()]
+        for name in actors:
+            if not name.startswith("raystream-broker"):
+                with contextlib.suppress(Exception):
+                    pids.append(self.pid_of(name))
+        for node in self._added:
+            self._ray.remove_node(node, allow_graceful=False)
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                self.kill(pid)
+        self._killed = True
+        self.close()
+
+    # Looking --------------------------------------------------------------------------------------------------------
+
+    def wait_for_brokers(self, count: int) -> None:
+        """Until so many brokers are alive."""
+        deadline = time.monotonic() + ALIVE_TIMEOUT_S
+        while sum(not broker.fenced for broker in self._metadata().brokers) < count:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"there are not {count} brokers: {self._metadata().brokers}")
+            time.sleep(0.1)
+
+    def wait_for_isr(self, topic: str, size: int, timeout_s: float = ALIVE_TIMEOUT_S) -> None:
+        """Until every partition of the topic has so many replicas in sync."""
+        deadline = time.monotonic() + timeout_s
+        while any(len(found.isr) < size or not found.actor for found in self._partitions(topic)):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{topic} does not get {size} replicas in sync: {self._partitions(topic)}")
+            time.sleep(0.05)
+
+    def leader(self, topic: str, partition: int = 0) -> int:
+        """The broker that leads."""
+        return self._partitions(topic)[partition].leader
+
+    def brokers(self) -> tuple[m.BrokerMetadata, ...]:
+        """All brokers, dead ones too."""
+        return self._metadata().brokers
+
+    def broker(self, broker_id: int) -> m.BrokerMetadata:
+        """That broker as the metadata has it."""
+        return next(broker for broker in self.brokers() if broker.broker_id == broker_id)
+
+    def controller(self) -> int:
+        """The broker that is the controller."""
+        return next((broker.broker_id for broker in self.brokers() if broker.controller), -1)
+
+    def leader_actor(self, topic: str, partition: int = 0) -> str:
+        """The name of the actor that serves the leading replica."""
+        return self._partitions(topic)[partition].actor
+
+    def follower_actors(self, topic: str, partition: int = 0) -> list[str]:
+        """The names of the actors that serve the other replicas in sync."""
+        return [actor for actor, _ in self._partitions(topic)[partition].followers]
+
+    def _partitions(self, topic: str) -> tuple[m.PartitionMetadata, ...]:
+        topics = self._metadata((topic,)).topics
+        assert topics, topic
+        return topics[0].partitions
+
+    def _metadata(self, topics: tuple[str, ...] = ()) -> m.MetadataReply:
+        """As the first broker that answers has it."""
+        request = m.MetadataRequest(topics=topics)
+        deadline = time.monotonic() + ALIVE_TIMEOUT_S
+        while True:
+            for handle in find_brokers(NAMESPACE, ray.get_runtime_context().get_node_id()):
+                with contextlib.suppress(ray.exceptions.RayError):
+                    reply: m.MetadataReply = ray.get(handle.metadata.remote(request), timeout=5)
+                    return reply
+            if time.monotonic() > deadline:
+                raise TimeoutError("no broker answers")
+            time.sleep(0.1)
+
+    def pid_of(self, actor: str) -> int:
+        """The process id of a named actor."""
+        return int(ray.get(ray.get_actor(actor, namespace=NAMESPACE).pid.remote(), timeout=10))
+
+    # Breaking -------------------------------------------------------------------------------------------------------
+
+    def kill(self, pid: int) -> None:
+        """SIGKILL."""
+        os.kill(pid, signal.SIGKILL)
+
+    def pause(self, pid: int, seconds: float) -> None:
+        """SIGSTOP, and SIGCONT after a while."""
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            time.sleep(seconds)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+    def kill_node(self, node_id: str) -> None:
+        """The raylet and all its workers, at once. Never the driver's own node."""
+        node = next(node for node in self._added if node.node_id == node_id)
+        self._added.remove(node)
+        self._ray.remove_node(node, allow_graceful=False)
+
+    def add_node(self) -> str:
+        """One more node; it gets the first free data directory."""
+        node = self._ray.add_node(num_cpus=2)
+        self._added.append(node)
+        return str(node.node_id)
+
+    @property
+    def removable(self) -> list[str]:
+        """Node ids of the nodes that may be killed."""
+        return [str(node.node_id) for node in self._added]

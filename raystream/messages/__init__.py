@@ -1,0 +1,118 @@
+"""What crosses an actor border: frozen requests and replies, and encoded batch bytes beside them.
+
+Every message carries the protocol version it was made for. Fields are only ever added, with defaults, so that jobs and
+the detached actors they meet may be of different releases; `check_protocol` refuses what cannot be understood.
+Instants are milliseconds since the epoch, UTC; offsets are 64-bit; `timeout_ms` and `max_wait_ms` are durations.
+"""
+
+from __future__ import annotations
+
+from raystream.messages.brokers import (
+    AlterIsrRequest,
+    BrokerHeartbeatReply,
+    BrokerHeartbeatRequest,
+    Decided,
+    DrainBrokerRequest,
+    ElectLeadersRequest,
+    HelloReply,
+    ReassignRequest,
+    RegisterBrokerReply,
+    RegisterBrokerRequest,
+    ReplicasChangedRequest,
+    ServedReplica,
+)
+from raystream.messages.controller import (
+    AlterTopicRequest,
+    BrokerMetadata,
+    CreateTopicRequest,
+    DeleteTopicRequest,
+    MetadataReply,
+    MetadataRequest,
+    PartitionMetadata,
+    TopicMetadata,
+)
+from raystream.messages.coordinator import (
+    CommitRequest,
+    CommittedOffset,
+    Done,
+    GroupInfo,
+    GroupRequest,
+    HeartbeatReply,
+    HeartbeatRequest,
+    InitProducerReply,
+    InitProducerRequest,
+    MemberInfo,
+)
+from raystream.messages.partition import (
+    AppendReply,
+    AppendRequest,
+    DeleteRecordsRequest,
+    EndpointReply,
+    FetchReply,
+    FetchRequest,
+    ListOffsetsRequest,
+    OffsetReply,
+    ReplicaSpec,
+    ReplicaStatus,
+    ReplicateRequest,
+    Span,
+)
+from raystream.messages.protocol import (
+    EARLIEST_TIMESTAMP,
+    LATEST_TIMESTAMP,
+    NO_EPOCH,
+    OLDEST_PROTOCOL,
+    PROTOCOL,
+    check_protocol,
+)
+
+__all__ = [
+    "EARLIEST_TIMESTAMP",
+    "LATEST_TIMESTAMP",
+    "NO_EPOCH",
+    "OLDEST_PROTOCOL",
+    "PROTOCOL",
+    "AlterIsrRequest",
+    "AlterTopicRequest",
+    "AppendReply",
+    "AppendRequest",
+    "BrokerHeartbeatReply",
+    "BrokerHeartbeatRequest",
+    "BrokerMetadata",
+    "CommitRequest",
+    "CommittedOffset",
+    "CreateTopicRequest",
+    "Decided",
+    "DeleteRecordsRequest",
+    "DeleteTopicRequest",
+    "Done",
+    "DrainBrokerRequest",
+    "ElectLeadersRequest",
+    "EndpointReply",
+    "FetchReply",
+    "FetchRequest",
+    "GroupInfo",
+    "GroupRequest",
+    "HeartbeatReply",
+    "HeartbeatRequest",
+    "HelloReply",
+    "InitProducerReply",
+    "InitProducerRequest",
+    "ListOffsetsRequest",
+    "MemberInfo",
+    "MetadataReply",
+    "MetadataRequest",
+    "OffsetReply",
+    "PartitionMetadata",
+    "ReassignRequest",
+    "RegisterBrokerReply",
+    "RegisterBrokerRequest",
+    "ReplicaSpec",
+    "ReplicaStatus",
+    "ReplicasChangedRequest",
+    "ReplicateRequest",
+    "ServedReplica",
+    "Span",
+    "TopicMetadata",
+    "check_protocol",
+]

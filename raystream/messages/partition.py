@@ -1,0 +1,177 @@
+"""Between clients, brokers and partition actors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from raystream.messages.protocol import NO_EPOCH, PROTOCOL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppendRequest:
+    """One encoded batch (beside this message) for one partition. `age_ms`: since the batch was first sent."""
+
+    topic_id: str
+    partition: int
+    leader_epoch: int = NO_EPOCH
+    acks: int = -1
+    age_ms: int = 0
+    expected_offset: int = -1
+    """Where the batch is to stand, or it is refused with StaleState; -1: at the log's end, wherever that is."""
+    protocol: int = PROTOCOL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppendReply:
+    """Where the batch stands. `duplicate`: it was there already, from an earlier try."""
+
+    base_offset: int
+    append_time_ms: int
+    leader_epoch: int
+    high_watermark: int
+    duplicate: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchRequest:
+    """Batches from `offset` on, up to `max_bytes` (at least one batch) and below `end_offset` where it is set.
+
+    Waits up to `max_wait_ms` for the first record. `mapped`: the reader is on the leader's node and maps spans.
+    """
+
+    topic_id: str
+    partition: int
+    offset: int
+    leader_epoch: int = NO_EPOCH
+    max_bytes: int = 1 << 20
+    max_wait_ms: int = 0
+    end_offset: int | None = None
+    mapped: bool = False
+    follower: bool = False
+    """A following replica may answer too, up to the high watermark that it knows."""
+    protocol: int = PROTOCOL
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A run of whole batches in one segment file: `length` bytes from `position`, all of one schema."""
+
+    path: str
+    position: int
+    length: int
+    schema_id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchReply:
+    """Either `spans` to map or `chunks` of batch bytes (one per schema run, `schema_ids` beside them), and the
+    partition's marks. The first batch may begin below the offset asked for: the reader drops those rows."""
+
+    spans: tuple[Span, ...] = ()
+    chunks: tuple[bytes, ...] = ()
+    schema_ids: tuple[int, ...] = ()
+    high_watermark: int
+    last_stable_offset: int
+    log_start_offset: int
+    leader_epoch: int
+    aborted: tuple[tuple[int, int, int], ...] = ()
+    protocol: int = PROTOCOL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointReply:
+    """Where an actor also takes calls from processes of its own machine; no address: nowhere. `machine` is what
+    `endpoint.machine()` says there."""
+
+    node_id: str
+    address: str | None
+    machine: str = ""
+    protocol: int = PROTOCOL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicateRequest:
+    """A leader to a follower: one of the requests of `core/replication.py`, and batches as they stand in the leader's
+    log beside it. Answered with one of the answers there."""
+
+    topic_id: str
+    partition: int
+    request: Any
+    log_start_offset: int = 0
+    protocol: int = PROTOCOL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListOffsetsRequest:
+    """The first offset whose timestamp is at or after `timestamp_ms`, or EARLIEST_TIMESTAMP, LATEST_TIMESTAMP."""
+
+    topic_id: str
+    partition: int
+    timestamp_ms: int
+    leader_epoch: int = NO_EPOCH
+    protocol: int = PROTOCOL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeleteRecordsRequest:
+    """Moves the log start offset up to `before_offset` (-1: the high watermark)."""
+
+    topic_id: str
+    partition: int
+    before_offset: int
+    protocol: int = PROTOCOL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OffsetReply:
+    offset: int
+    timestamp_ms: int = -1
+    leader_epoch: int = NO_EPOCH
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaSpec:
+    """What a broker tells a partition actor to open. `incarnation` fences the replica's earlier lives."""
+
+    topic: str
+    topic_id: str
+    partition: int
+    directory: str
+    leader_epoch: int
+    incarnation: int
+    config: Mapping[str, Any]
+    schemas: tuple[bytes, ...]
+    """Serialized Arrow schemas; the schema id is the place in this tuple plus one."""
+    time_column: str | None = None
+    """The event-time column of a typed topic."""
+    broker_id: int = 0
+    broker_incarnation: int = 0
+    broker: str = ""
+    """The actor name of the broker that opens the replica."""
+    leader: int = 0
+    replicas: tuple[int, ...] = (0,)
+    isr: tuple[int, ...] = (0,)
+    elr: tuple[int, ...] = ()
+    partition_epoch: int = 0
+    actors: tuple[tuple[int, str], ...] = ()
+    """(broker id, actor name) of the other replicas, as far as they are served."""
+    min_insync_replicas: int = 1
+    lease_path: str = ""
+    """Where the broker states until when it cannot have been fenced."""
+    protocol: int = PROTOCOL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaStatus:
+    topic_id: str
+    partition: int
+    leader_epoch: int
+    start_offset: int
+    end_offset: int
+    high_watermark: int
+    size_bytes: int
+    segments: int
+    leading: bool = True
+    error: str | None = None
