@@ -124,12 +124,25 @@ class Nodes:
         """The names of the actors that serve the other replicas in sync."""
         return [actor for actor, _ in self._partitions(topic)[partition].followers]
 
+    def topic_id(self, topic: str) -> str:
+        """Its id, which its directories are named by."""
+        topics = self._metadata((topic,)).topics
+        assert topics, topic
+        return topics[0].topic_id
+
+    def actors_on(self, broker_id: int) -> set[str]:
+        """The names of the partition actors that are known to follow on a broker's node."""
+        node_id = self.broker(broker_id).node_id
+        topics = self._metadata(None).topics or ()
+        followers = [pair for topic in topics for partition in topic.partitions for pair in partition.followers]
+        return {actor for actor, where in followers if where == node_id}
+
     def _partitions(self, topic: str) -> tuple[m.PartitionMetadata, ...]:
         topics = self._metadata((topic,)).topics
         assert topics, topic
         return topics[0].partitions
 
-    def _metadata(self, topics: tuple[str, ...] = ()) -> m.MetadataReply:
+    def _metadata(self, topics: tuple[str, ...] | None = ()) -> m.MetadataReply:
         """As the first broker that answers has it."""
         request = m.MetadataRequest(topics=topics)
         deadline = time.monotonic() + ALIVE_TIMEOUT_S

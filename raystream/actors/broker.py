@@ -211,6 +211,7 @@ class BrokerActor:
             self._slot.path,
             str(self._slot.path / LEASE),
             self._report,
+            self._member.begin_new_life,
         )
         self._controlling.start()
         self._node.start()

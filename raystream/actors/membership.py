@@ -62,6 +62,7 @@ class Membership:
         self._node: RaftNode
         self._beat = threading.Event()
         self._stopping = threading.Event()
+        self._registering = threading.Lock()
         self.incarnation = 0
         self.free_bytes: dict[int, int] = {}
 
@@ -127,9 +128,14 @@ class Membership:
             except Exception:
                 logger.exception("a heartbeat failed")
 
+    def begin_new_life(self) -> None:
+        """Registers again: leaders forget what they knew of this broker's replicas. Raises why it cannot."""
+        with self._registering:
+            self._register()
+
     def _register_again(self) -> None:
         try:
-            self._register()
+            self.begin_new_life()
         except RaystreamError as error:
             logger.warning("this broker cannot register: %s", error)
 

@@ -177,6 +177,12 @@ class Metadata:
                 lease_path=lease_path if len(record.replicas) > 1 else "",
             )
 
+    def is_superfluous(self, key: Key, broker_id: int) -> bool:
+        """Whether others have all that is committed in the partition, and nobody counts on this broker's replica."""
+        with self._lock:
+            record = self._image.partitions.get(key[0], {}).get(key[1])
+            return record is not None and bool(record.isr or record.elr) and broker_id not in (*record.isr, *record.elr)
+
     def served_by(self, key: Key, broker_id: int) -> m.ServedReplica | None:
         """What is known of who serves a broker's replica."""
         with self._lock:

@@ -38,8 +38,6 @@ CONTROL_WAIT_MS: Final = 60_000.0
 CHECKPOINT_MS: Final = 1_000.0
 LOCK_WAIT_MS: Final = 10_000.0
 """How long a successor waits for the holder of a directory's lock to be dead."""
-CORRUPT: Final = "corrupt log: "
-"""Begins the error of a replica that lacks what was published: it must be in no ISR and no ELR until it is filled."""
 
 Key = tuple[str, int]
 
@@ -187,7 +185,7 @@ class PartitionActor:
             replica = Replica(spec, self._files, self._clock, self._outbox, self._lease(spec.lease_path))
             self._open_when_unlocked(replica)
         except CorruptLog as error:
-            return _offline(spec, f"{CORRUPT}{error}")
+            return _offline(spec, f"{m.CORRUPT_LOG}{error}")
         except RaystreamError as error:
             return _offline(spec, str(error))
         self._replicas[key] = replica

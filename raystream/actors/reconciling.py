@@ -34,7 +34,14 @@ class Reconciler:
     """Two threads: one that compares and tells open replicas their news, one that opens and closes."""
 
     def __init__(
-        self, metadata: Metadata, hosts: Hosts, broker_id: int, slot: Path, lease_path: str, report: Report
+        self,
+        metadata: Metadata,
+        hosts: Hosts,
+        broker_id: int,
+        slot: Path,
+        lease_path: str,
+        report: Report,
+        begin_new_life: Callable[[], None],
     ) -> None:
         self._metadata = metadata
         self._hosts = hosts
@@ -42,6 +49,7 @@ class Reconciler:
         self._slot = slot
         self._lease_path = lease_path
         self._report = report
+        self._begin_new_life = begin_new_life
         self._lock = threading.Lock()
         self._opened: dict[Key, m.ReplicaSpec] = {}
         self._served: dict[Key, m.ServedReplica] = {}
@@ -138,11 +146,31 @@ class Reconciler:
             if key in wanted and self._metadata.served_by(key, self._broker_id) != served
         )
         done = (not changed or self._tell(changed, ())) and done
+        self._begin_corrupt_anew()
         with self._lock:
             settled = done and not self._opening and not self._closing
         if settled and all(key in self._served for key in wanted):
             self._settled.set()
         return settled
+
+    def _begin_corrupt_anew(self) -> None:
+        """Replicas whose log is corrupt, and which nobody counts on any more, are put aside and filled from the others.
+
+        Their leaders must not believe what they held before: that ends with this life of the broker.
+        """
+        with self._lock:
+            corrupt = [key for key, served in self._served.items() if served.error.startswith(m.CORRUPT_LOG)]
+        anew = [key for key in corrupt if self._metadata.is_superfluous(key, self._broker_id)]
+        for key in anew:
+            logger.warning("%s is put into %s and filled from its peers", self._directory(key), QUARANTINE)
+            self._put_aside(self._directory(key))
+        if anew:
+            self._begin_new_life()
+            with self._lock:
+                for key in anew:
+                    self._served.pop(key, None)
+                    self._opened.pop(key, None)
+            self._wake.set()
 
     def _take_out(self, name: str) -> None:
         host = self._hosts.drop(name)
@@ -251,7 +279,11 @@ class Reconciler:
             topic_id, dash, number = entry.name.rpartition("-")
             is_replica = entry.is_dir() and dash and number.isdigit() and len(topic_id) == 32
             if is_replica and entry.name not in known:
-                aside = self._slot / QUARANTINE
-                aside.mkdir(exist_ok=True)
-                logger.warning("%s belongs to no partition that the metadata knows: it is put into %s", entry, aside)
-                os.replace(entry, aside / f"{entry.name}.{os.urandom(4).hex()}")
+                logger.warning("%s belongs to no partition that the metadata knows: it is put aside", entry)
+                self._put_aside(entry)
+
+    def _put_aside(self, directory: Path) -> None:
+        aside = self._slot / QUARANTINE
+        aside.mkdir(exist_ok=True)
+        if directory.exists():
+            os.replace(directory, aside / f"{directory.name}.{os.urandom(4).hex()}")

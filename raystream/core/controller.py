@@ -39,6 +39,7 @@ from raystream.errors import (
     Unavailable,
 )
 from raystream.messages import (
+    CORRUPT_LOG,
     AlterIsrRequest,
     AlterTopicRequest,
     BrokerHeartbeatRequest,
@@ -363,8 +364,8 @@ class Controller:
 
         What a lost replica led is led by another one in sync, or, where there is none, by its successor: in a new
         epoch either way. One that followed stays in the ISR, for its disk has what it said. A lead also goes away from
-        a replica that cannot be opened, if another one in sync is open. What is said of partitions that are gone, or
-        not this broker's, is passed over.
+        a replica that cannot be opened, if another one in sync is open; one with a corrupt log leaves the ISR and the
+        ELR. What is said of partitions that are gone, or not this broker's, is passed over.
         """
         self._speaker(request.broker_id, request.incarnation)
         draft = Draft(self._image)
@@ -381,10 +382,20 @@ class Controller:
             now = ReplicaRecord(served.topic_id, served.partition, request.broker_id, served.actor, served.error)
             if draft.image.replica(served.topic_id, served.partition, request.broker_id) != now:
                 draft.add([now])
+            if served.error.startswith(CORRUPT_LOG):
+                draft.add(self._corrupt(draft.image, record, request.broker_id))
+                continue
             other = balance.successor(draft.image, record)
             if served.error and record.leader == request.broker_id and balance.serves(draft.image, record, other):
                 draft.add([balance.led_by(record, other)])
         return draft.records
+
+    def _corrupt(self, image: MetadataImage, record: PartitionRecord, broker_id: int) -> Records:
+        """A replica whose disk is not what it said is in no ISR and no ELR, if anybody else is: then the broker may
+        begin it anew. Where it is the only one, what is left of it must be kept."""
+        if not {*record.isr, *record.elr} - {broker_id}:
+            return []
+        return Elections(image).replica_lost(record.topic_id, record.partition, broker_id, fit=False)
 
     def alter_isr(self, request: AlterIsrRequest) -> Records:
         """See `Elections.alter_isr`."""

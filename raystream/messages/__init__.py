@@ -8,6 +8,7 @@ Instants are milliseconds since the epoch, UTC; offsets are 64-bit; `timeout_ms`
 from __future__ import annotations
 
 from raystream.messages.brokers import (
+    CORRUPT_LOG,
     AlterIsrRequest,
     BrokerHeartbeatReply,
     BrokerHeartbeatRequest,
@@ -67,6 +68,7 @@ from raystream.messages.protocol import (
 )
 
 __all__ = [
+    "CORRUPT_LOG",
     "EARLIEST_TIMESTAMP",
     "LATEST_TIMESTAMP",
     "NO_EPOCH",

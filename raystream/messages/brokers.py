@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from raystream.messages.protocol import PROTOCOL
 
@@ -77,6 +77,10 @@ class BrokerHeartbeatReply:
     may_stop: bool = False
     free_bytes: tuple[tuple[int, int], ...] = ()
     """(broker id, bytes) of every broker's disk."""
+
+
+CORRUPT_LOG: Final = "corrupt log: "
+"""How the `error` of a replica begins whose disk lacks, or holds otherwise, what was committed."""
 
 
 @dataclass(frozen=True, slots=True)

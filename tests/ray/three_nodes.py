@@ -6,6 +6,7 @@ python -m tests.ray.three_nodes DIRECTORY
 from __future__ import annotations
 
 import itertools
+import json
 import sys
 import time
 from collections.abc import Callable
@@ -112,6 +113,27 @@ def a_group_keeps_its_positions_when_its_coordinator_moves(nodes: Nodes, written
     assert all(lag.lag == 0 for lag in nodes.cluster.lag("readers"))
 
 
+def a_replica_that_lost_its_file_is_filled_anew(nodes: Nodes, written: Written, directory: Path) -> None:
+    actor = nodes.follower_actors(TOPIC)[0]
+    broker = next(b for b in nodes.brokers() if actor in nodes.actors_on(b.broker_id))
+    topic_id = nodes.topic_id(TOPIC)
+    eventually(lambda: any((directory / f"broker-{n}" / f"{topic_id}-0").exists() for n in range(3)))
+    time.sleep(6)  # a checkpoint states by then that everything is synced
+    slot = next(slot for slot in directory.glob("broker-*") if _holder(slot) == broker.pid)
+    for segment in (slot / f"{topic_id}-0").glob("*.log"):
+        segment.unlink()
+    nodes.kill(nodes.pid_of(actor))
+    eventually(lambda: (slot / "quarantine").exists())
+    written.more()
+    nodes.wait_for_isr(TOPIC, 3)
+    assert list((slot / f"{topic_id}-0").glob("*.log"))
+    written.check()
+
+
+def _holder(slot: Path) -> int:
+    return int(json.loads((slot / "slot.json").read_text())["pid"])
+
+
 def a_killed_node_is_replaced_and_finds_its_data(nodes: Nodes, written: Written) -> None:
     dead = nodes.removable[0]
     broker = next(each for each in nodes.brokers() if each.node_id == dead)
@@ -154,6 +176,7 @@ def main(directory: Path) -> None:
         _step(a_killed_broker_is_adopted_by_its_successor, nodes, written)
         _step(the_loss_of_the_controller_is_not_noticed, nodes, written)
         _step(a_group_keeps_its_positions_when_its_coordinator_moves, nodes, written)
+        _step(a_replica_that_lost_its_file_is_filled_anew, nodes, written, directory)
         _step(a_killed_node_is_replaced_and_finds_its_data, nodes, written)
         nodes.stop_hard()
     _step(everything_survives_a_hard_stop_of_all, directory, written.values)

@@ -13,6 +13,7 @@ import pytest
 from raystream import messages as m
 from raystream.actors import scrubber as scrubbing
 from raystream.actors.leading import Leading
+from raystream.actors.replica import Replica
 from raystream.actors.scrubber import Scrubber
 from raystream.config import MIB, SCRUB_BYTES_PER_S, SCRUB_INTERVAL_MS
 from raystream.errors import ActorLost, CorruptLog, Unavailable
@@ -38,6 +39,7 @@ class Elsewhere:
         self.broker = broker
         self.asked: list[int] = []
         self.stepped_down = 0
+        self.writer_turns = 0
         self.has_nothing = False
 
     def fetch(self, actor: str, request: m.FetchRequest) -> m.FetchReply:
@@ -62,10 +64,14 @@ def scrubber_of(world: Replicas, broker: int, **options: Any) -> tuple[Scrubber,
         world.clock.sleep_ms(ms)
         return False
 
-    replicas: Callable[[], list[Any]] = lambda: [world.replicas[broker]] if broker in world.replicas else []  # noqa: E731
-    on_writer: Callable[[Callable[[], Any]], Any] = lambda work: work()  # noqa: E731
-    files = world.files[broker]
-    made = Scrubber(replicas, files, world.clock, on_writer, elsewhere, **{"wait": wait, **options})
+    def on_writer(work: Callable[[], Any]) -> Any:
+        elsewhere.writer_turns += 1
+        return work()
+
+    def replicas() -> list[Replica]:
+        return [world.replicas[broker]] if broker in world.replicas else []
+
+    made = Scrubber(replicas, world.files[broker], world.clock, on_writer, elsewhere, **{"wait": wait, **options})
     made.round()
     return made, elsewhere
 
@@ -119,6 +125,7 @@ def test_a_pass_finds_damage_and_repairs_it_from_another_replica(
     assert world.replicas[broker].damage == ()
     assert "damaged" not in world.files[broker].listdir(DIRECTORY)
     assert elsewhere.stepped_down == 0
+    assert elsewhere.writer_turns == (2 if place == -1 else 1)  # a checkpoint, and what others write to
     assert [record.levelno for record in caplog.records] == [logging.ERROR, logging.WARNING]
     assert segment.path in caplog.text and "repaired from" in caplog.text
     world.append(b"on")
@@ -205,6 +212,19 @@ def test_what_a_reader_stumbles_over_is_looked_at_at_once() -> None:
     assert isinstance(scrubber.noticed(world.replicas[1], caught.value), Unavailable)
     scrubber.round()
     assert same_files(world) and fetch(world, 1, 3, follower=True).chunks
+
+
+def test_what_is_not_committed_yet_is_no_damage(world: Replicas) -> None:
+    scrubber, _ = scrubber_of(world, 0)
+    world.append(b"not committed")
+    segment = world.replicas[0].log.segments[-1]
+    damage(world, 0, segment, segment.tail.size - 1)
+    pass_over(world, scrubber)
+    assert world.replicas[0].damage == ()
+    world.work()
+    world.clock.advance(SCRUB_INTERVAL_MS)
+    scrubber.round()
+    assert same_files(world)
 
 
 def test_a_single_replica_can_only_report(caplog: pytest.LogCaptureFixture) -> None:

@@ -20,6 +20,7 @@ from raystream.errors import (
     TopicNotFound,
     Unavailable,
 )
+from raystream.messages import CORRUPT_LOG
 from tests.unit.core.controller_house import CLUSTER, TOPIC_ID, House
 
 KEY = (TOPIC_ID, 0)
@@ -263,6 +264,22 @@ def test_a_lost_follower_stays_in_sync() -> None:
     house.change(2, lost=(KEY,))
     assert house.partition() == before
     assert house.image.replica(*KEY, 2) is None
+
+
+def test_a_corrupt_replica_is_neither_in_sync_nor_eligible() -> None:
+    house = three_replicas()
+    house.change(0, served=((*KEY, "", f"{CORRUPT_LOG}a file is missing"),))
+    record = house.image.partition(*KEY)
+    assert 0 not in (*record.isr, *record.elr)
+    assert record.leader in record.isr
+
+
+def test_the_only_replica_is_kept_although_it_is_corrupt() -> None:
+    house = House(1)
+    house.create("t")
+    house.serve()
+    house.change(0, served=((*KEY, "", f"{CORRUPT_LOG}a file is missing"),))
+    assert house.image.partition(*KEY).isr == (0,)
 
 
 def test_the_lead_goes_away_from_a_replica_that_cannot_be_opened() -> None:
