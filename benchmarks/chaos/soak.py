@@ -26,7 +26,7 @@ from raystream.testing.workload import Workload
 
 TOPIC = "soak"
 PARTITIONS = 4
-EVERY_S = 10.0
+EVERY_S = 12.0
 PAUSE_S = 5.0
 SETTLE_S = 40.0
 FAULTS = ("leader", "follower", "broker", "coordinator", "controller", "pause", "node")

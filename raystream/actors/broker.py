@@ -292,7 +292,10 @@ class BrokerActor:
     def _ask_around(self) -> None:
         """Asks every actor here how it is, which also makes it publish its metrics."""
         while not self._stopping.wait(POLL_S):
-            ask_all(self._hosts.hosts(), "status", STATUS_TIMEOUT_MS)
+            for statuses in ask_all(self._hosts.hosts(), "status", STATUS_TIMEOUT_MS):
+                for status in statuses or ():
+                    if status.error is not None and status.error.startswith(m.CORRUPT_LOG):
+                        self._reconciler.replica_failed((status.topic_id, status.partition), status.error)
 
     def _look(self) -> None:
         """Nobody is known to be the controller. A cluster that starts again needs a majority before it has one."""

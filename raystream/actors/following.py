@@ -55,6 +55,11 @@ class Following:
         self._early: dict[int, tuple[float, Ticket[Replicated]]] = {}
         self._log_start_offset = 0
 
+    @property
+    def trouble(self) -> str | None:
+        """Why the replica is of no use: its log parts from what is committed."""
+        return f"{m.CORRUPT_LOG}it parts from what is committed" if self.core.quarantined else None
+
     def take_over(self, spec: m.ReplicaSpec) -> None:
         """News of the controller."""
         self.core.led(spec.leader_epoch)

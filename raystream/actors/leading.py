@@ -118,6 +118,9 @@ class Leading:
         self.core.flushed(end)
         self._settle()
 
+    trouble: Final = None
+    """Why the replica is of no use; a leader's is, whatever its followers hold."""
+
     @property
     def alone(self) -> bool:
         """Whether nobody else holds the partition."""

@@ -94,6 +94,13 @@ class Reconciler:
         self._dead.append(name)
         self._wake.set()
 
+    def replica_failed(self, key: Key, error: str) -> None:
+        """An open replica has found out that its log is not what it should be. On any thread."""
+        with self._lock:
+            if key in self._served and not self._served[key].error:
+                self._served[key] = m.ServedReplica(*key, "", error)
+        self._wake.set()
+
     def wait_until_settled(self, timeout_s: float) -> bool:
         """Whether everything that the metadata wants here is open, or has said why not."""
         return self._settled.wait(timeout_s)
@@ -163,6 +170,7 @@ class Reconciler:
         anew = [key for key in corrupt if self._metadata.is_superfluous(key, self._broker_id)]
         for key in anew:
             logger.warning("%s is put into %s and filled from its peers", self._directory(key), QUARANTINE)
+            self._hosts.close((key,))
             self._put_aside(self._directory(key))
         if anew:
             self._begin_new_life()

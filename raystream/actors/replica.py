@@ -288,6 +288,7 @@ class Replica:
             size_bytes=self.log.size_bytes,
             segments=self.log.segment_count,
             leading=isinstance(self.role, Leading),
+            error=self.role.trouble,
         )
 
     def _check_reads(self, follower: bool) -> None:

@@ -170,6 +170,20 @@ def test_a_new_leader_serves_no_reads_before_it_knows_what_is_committed() -> Non
     world.leading().serves()
 
 
+def test_a_follower_whose_committed_records_are_not_the_leaders_says_so() -> None:
+    world = Replicas()
+    written(world)
+    world.pass_time(1_000)
+    world.stop(1)
+    for name in world.files[1].listdir(DIRECTORY):
+        world.files[1].unlink(f"{DIRECTORY}/{name}")
+    world.start(1)  # it has forgotten everything, and leads all the same
+    world.elect(1)
+    world.pass_time(2_000)
+    assert world.replicas[0].status().error is not None
+    assert world.stored(0) == VALUES
+
+
 def test_a_batch_that_must_stand_elsewhere_is_refused() -> None:
     world = Replicas()
     written(world)
