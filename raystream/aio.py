@@ -121,9 +121,27 @@ class Cluster:
         """As `describe_topic` of raystream.Cluster."""
         return await _in_thread(self.sync.describe_topic, name)
 
-    async def alter_topic(self, name: str, config: Mapping[str, Any]) -> TopicDescription:
+    async def alter_topic(
+        self, name: str, config: Mapping[str, Any] | None = None, replication_factor: int | None = None
+    ) -> TopicDescription:
         """As `alter_topic` of raystream.Cluster."""
-        return await _in_thread(self.sync.alter_topic, name, config)
+        return await _in_thread(self.sync.alter_topic, name, config, replication_factor)
+
+    async def reassign(self, name: str, replicas: Mapping[int, Sequence[int]]) -> TopicDescription:
+        """As `reassign` of raystream.Cluster."""
+        return await _in_thread(self.sync.reassign, name, replicas)
+
+    async def elect_leaders(self, topic: str | None = None, unclean: bool = False) -> None:
+        """As `elect_leaders` of raystream.Cluster."""
+        await _in_thread(self.sync.elect_leaders, topic, unclean)
+
+    async def drain_broker(self, broker_id: int, drain: bool = True) -> None:
+        """As `drain_broker` of raystream.Cluster."""
+        await _in_thread(self.sync.drain_broker, broker_id, drain)
+
+    async def remove_broker(self, broker_id: int) -> None:
+        """As `remove_broker` of raystream.Cluster."""
+        await _in_thread(self.sync.remove_broker, broker_id)
 
     async def add_partitions(self, name: str, partitions: int) -> TopicDescription:
         """As `add_partitions` of raystream.Cluster."""

@@ -212,10 +212,39 @@ class Cluster:
         description: TopicDescription = self._run(self._admin.describe_topic(name))
         return description
 
-    def alter_topic(self, name: str, config: Mapping[str, Any]) -> TopicDescription:
-        """Changes settings; None puts one back to its default. Raises TopicNotFound, InvalidConfig."""
-        description: TopicDescription = self._run(self._admin.alter_topic(name, config))
+    def alter_topic(
+        self, name: str, config: Mapping[str, Any] | None = None, replication_factor: int | None = None
+    ) -> TopicDescription:
+        """Changes settings (None puts one back to its default), and how many replicas each partition has: new ones
+        catch up while the topic is in use. Raises TopicNotFound, InvalidConfig, InvalidArgument."""
+        description: TopicDescription = self._run(
+            self._admin.alter_topic(name, config or {}, replication_factor=replication_factor)
+        )
         return description
+
+    def reassign(self, name: str, replicas: Mapping[int, Sequence[int]]) -> TopicDescription:
+        """Begins to move partitions: `{partition: [broker id, …]}`, the preferred leader first. New replicas are filled
+        while the topic is in use; then the old ones go. Raises TopicNotFound, PartitionNotFound, InvalidArgument."""
+        description: TopicDescription = self._run(self._admin.reassign(name, replicas))
+        return description
+
+    def elect_leaders(self, topic: str | None = None, unclean: bool = False) -> None:
+        """Gives leads back to the first replica of each partition, of one topic or of all, where that is in sync.
+
+        `unclean` takes any living replica for a partition that has nobody eligible: what that one lacks is lost.
+        """
+        self._run(self._admin.elect_leaders(topic, unclean=unclean))
+
+    def drain_broker(self, broker_id: int, drain: bool = True) -> None:
+        """Moves every replica and lead away from a broker, while topics are in use; `drain=False` takes that back.
+
+        `brokers()` shows when it holds none any more. Raises InvalidArgument where the others cannot take them.
+        """
+        self._run(self._admin.drain_broker(broker_id, drain=drain))
+
+    def remove_broker(self, broker_id: int) -> None:
+        """Forgets a broker that holds nothing any more. Raises InvalidArgument while it does."""
+        self._run(self._admin.drain_broker(broker_id, drain=True, remove=True))
 
     def add_partitions(self, name: str, partitions: int) -> TopicDescription:
         """Raises the number of partitions to `partitions`. Keys may then go to other partitions than before."""

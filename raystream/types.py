@@ -174,7 +174,8 @@ class GroupDescription:
 
 @dataclass(frozen=True)
 class BrokerDescription:
-    """A broker: the raystream actor of one Ray node."""
+    """A broker: the raystream actor of one Ray node. `state` is "running", "draining", or "not heard" where it has not
+    been for so long that it leads nothing."""
 
     broker_id: int
     node: str
@@ -184,6 +185,7 @@ class BrokerDescription:
     free_bytes: int
     pid: int
     controller: bool
+    rack: str = ""
 
 
 @dataclass(frozen=True)

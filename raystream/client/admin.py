@@ -82,16 +82,56 @@ class Admin:
         return await self._describe(await self._routing.topic(name))
 
     async def alter_topic(
-        self, name: str, config: Mapping[str, Any], partitions: int | None = None
+        self,
+        name: str,
+        config: Mapping[str, Any],
+        partitions: int | None = None,
+        replication_factor: int | None = None,
     ) -> TopicDescription:
-        """Changes settings (None: back to the default) or raises the number of partitions."""
-        request = m.AlterTopicRequest(name=name, config=dict(config), partitions=partitions)
+        """Changes settings (None: back to the default), raises the number of partitions, or changes how many replicas
+        each has."""
+        request = m.AlterTopicRequest(
+            name=name,
+            config=dict(config),
+            partitions=partitions,
+            replication_factor=None
+            if replication_factor is None
+            else _integer("replication_factor", replication_factor),
+        )
         topic = await self._routing.call_controller(
             lambda port, left: port.alter_topic(request, timeout_ms=max(left, CHANGE_TIMEOUT_MS)),
             timeout_ms=CHANGE_TIMEOUT_MS,
         )
         self._routing.forget(name)
         return await self._describe(topic)
+
+    async def reassign(self, name: str, replicas: Mapping[int, Sequence[int]]) -> TopicDescription:
+        """Begins to move partitions to other brokers. See `Cluster.reassign`."""
+        request = m.ReassignRequest(topic=name, replicas=_placement(replicas))
+        topic = await self._routing.call_controller(
+            lambda port, left: port.reassign(request, timeout_ms=max(left, CHANGE_TIMEOUT_MS)),
+            timeout_ms=CHANGE_TIMEOUT_MS,
+        )
+        self._routing.forget(name)
+        return await self._describe(topic)
+
+    async def elect_leaders(self, topic: str | None, *, unclean: bool) -> None:
+        """Gives leads back to preferred replicas. See `Cluster.elect_leaders`."""
+        request = m.ElectLeadersRequest(topic=topic, unclean=unclean)
+        await self._routing.call_controller(
+            lambda port, left: port.elect_leaders(request, timeout_ms=left), timeout_ms=CHANGE_TIMEOUT_MS
+        )
+        for name in (
+            (topic,) if topic is not None else tuple(t.name for t in (await self._routing.metadata()).topics or ())
+        ):
+            self._routing.forget(name)
+
+    async def drain_broker(self, broker_id: int, *, drain: bool, remove: bool = False) -> None:
+        """Moves everything away from a broker, or forgets a drained one. See `Cluster.drain_broker`."""
+        request = m.DrainBrokerRequest(broker_id=_integer("broker_id", broker_id), drain=drain, remove=remove)
+        await self._routing.call_controller(
+            lambda port, left: port.drain_broker(request, timeout_ms=left), timeout_ms=CHANGE_TIMEOUT_MS
+        )
 
     async def delete_topic(self, name: str) -> None:
         """Deletes a topic with its records and its groups' positions in it. Raises TopicNotFound."""
@@ -243,18 +283,20 @@ class Admin:
             BrokerDescription(
                 broker_id=broker.broker_id,
                 node=broker.node,
-                state="running",
+                state=_state(broker),
                 partitions=broker.replicas,
                 data_dir=broker.data_dir,
                 free_bytes=broker.free_bytes,
                 pid=broker.pid,
                 controller=broker.controller,
+                rack=broker.rack,
             )
             for broker in reply.brokers
         )
 
     async def health(self) -> Health:
-        """Whether every partition is served and the coordinator answers, with a sentence for what is not."""
+        """Whether every partition is served with all its replicas in sync, every broker is heard and the coordinator
+        answers, with a sentence for what is not."""
         reply = await self._routing.metadata(internal=True)
         topics = reply.topics or ()
         problems = [
@@ -264,6 +306,13 @@ class Admin:
             if not p.actor
         ]
         offline = len(problems)
+        problems += [f"broker {b.broker_id} ({b.node}) is not heard" for b in reply.brokers if b.fenced]
+        problems += [
+            f"partition {topic.name}-{p.partition} has {len(p.isr)} of {len(p.replicas)} replicas in sync"
+            for topic in topics
+            for p in topic.partitions
+            if p.actor and len(p.isr) < len(p.replicas)
+        ]
         if not any(broker.coordinator for broker in reply.brokers):
             problems.append("the group coordinator is starting")
         users = [topic for topic in topics if not topic.name.startswith("__")]
@@ -290,6 +339,24 @@ def _partition(topic: m.TopicMetadata, p: m.PartitionMetadata, status: m.Replica
         size_bytes=status.size_bytes if status else 0,
         segments=status.segments if status else 0,
     )
+
+
+def _state(broker: m.BrokerMetadata) -> str:
+    if broker.fenced:
+        return "not heard"
+    return "draining" if broker.draining else "running"
+
+
+def _placement(replicas: Mapping[int, Sequence[int]]) -> tuple[tuple[int, tuple[int, ...]], ...]:
+    if not replicas:
+        raise InvalidArgument("give {partition: [broker id, …]}, the preferred leader first")
+    placed = []
+    for partition, brokers in replicas.items():
+        chosen = tuple(_integer("broker id", broker) for broker in brokers)
+        if not chosen or len(set(chosen)) != len(chosen):
+            raise InvalidArgument(f"partition {partition}: give one broker or more, each once, not {list(brokers)}")
+        placed.append((_integer("partition", partition), chosen))
+    return tuple(placed)
 
 
 def arrow_schema(source: Any) -> pa.Schema:

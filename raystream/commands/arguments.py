@@ -73,3 +73,14 @@ def schema(text: str) -> Any:
                 f"{part.strip()!r} is no column: write NAME:TYPE, such as carrier:string or at:timestamp[ms]"
             ) from None
     return pa.schema(fields)
+
+
+def placement(text: str) -> tuple[int, tuple[int, ...]]:
+    """A partition and the brokers of its replicas: "0=1,2,3"."""
+    partition, equals, brokers = text.partition("=")
+    try:
+        if not equals:
+            raise ValueError(text)
+        return int(partition), tuple(int(broker) for broker in brokers.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not PARTITION=BROKER,BROKER,…, such as 0=1,2,3") from None

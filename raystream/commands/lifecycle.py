@@ -8,22 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from raystream.actors.processes import answers
-from raystream.commands import localray, topic
+from raystream.commands import broker, localray, topic
 from raystream.commands.shell import Shell, count_of
 from raystream.errors import ClusterNotFound, DataDirectoryInUse, Unavailable
 from raystream.storage.root import prepare, read_owner
 
 NAMESPACE = "raystream"
-_BROKERS = {
-    "broker_id": "broker",
-    "node": "node",
-    "state": "state",
-    "controller": "controller",
-    "partitions": "partitions",
-    "data_dir": "data",
-    "free_bytes": "free",
-    "pid": "pid",
-}
 
 
 def add(commands: Any, options: ArgumentParser) -> None:
@@ -107,7 +97,7 @@ def _status(shell: Shell) -> int:
     else:
         shell.facts({"address": address, "health": "ok" if health.ok else "; ".join(health.problems)})
         shell.out.print()
-        shell.table(brokers, _BROKERS)
+        shell.table(brokers, broker.LIST)
         shell.out.print()
         shell.table(topics, topic.LIST)
     return 0 if health.ok else 1

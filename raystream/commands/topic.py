@@ -1,4 +1,4 @@
-"""raystream topic create|list|describe|alter|delete"""
+"""raystream topic create|list|describe|alter|reassign|elect|delete"""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ LIST = {
 _PARTITIONS = {
     "partition": "partition",
     "leader": "leader",
+    "replicas": "replicas",
     "isr": "in sync",
     "start_offset": "start offset",
     "end_offset": "end offset",
@@ -29,7 +30,7 @@ _PARTITIONS = {
 
 
 def add(commands: Any, options: ArgumentParser) -> None:
-    group = commands.add_parser("topic", help="create, list, describe, alter and delete topics")
+    group = commands.add_parser("topic", help="create, list, describe, alter, move and delete topics")
     verbs = group.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     create = verbs.add_parser("create", parents=[options], help="create a topic")
@@ -52,11 +53,40 @@ def add(commands: Any, options: ArgumentParser) -> None:
     describe.add_argument("name", metavar="TOPIC")
     describe.set_defaults(run=_describe)
 
-    alter = verbs.add_parser("alter", parents=[options], help="change settings, add partitions")
+    alter = verbs.add_parser("alter", parents=[options], help="change settings, add partitions or replicas")
     alter.add_argument("name", metavar="TOPIC")
     alter.add_argument("--partitions", type=arguments.count, metavar="N", help="raise the number of partitions to N")
+    alter.add_argument(
+        "--replication-factor", type=arguments.count, metavar="N", help="keep N replicas of each partition"
+    )
     _add_config(alter)
     alter.set_defaults(run=_alter, usage_error=alter.error)
+
+    reassign = verbs.add_parser(
+        "reassign",
+        parents=[options],
+        help="move partitions to other brokers",
+        description="New replicas are filled while the topic is in use; then the old ones go.",
+    )
+    reassign.add_argument("name", metavar="TOPIC")
+    reassign.add_argument(
+        "--replicas",
+        type=arguments.placement,
+        nargs="+",
+        required=True,
+        metavar="PARTITION=BROKER,…",
+        help="where a partition's replicas are to be, the preferred leader first, such as 0=1,2,3",
+    )
+    reassign.set_defaults(run=_reassign)
+
+    elect = verbs.add_parser("elect", parents=[options], help="give leads back to preferred replicas")
+    elect.add_argument("name", metavar="TOPIC", nargs="?", help="default: every topic")
+    elect.add_argument(
+        "--unclean",
+        action="store_true",
+        help="where nobody eligible is left, let any living replica lead: RECORDS THAT IT LACKS ARE LOST",
+    )
+    elect.set_defaults(run=_elect)
 
     delete = verbs.add_parser("delete", parents=[options], help="delete topics and their records")
     delete.add_argument("names", metavar="TOPIC", nargs="+")
@@ -128,18 +158,42 @@ def _describe(shell: Shell) -> int:
 
 def _alter(shell: Shell) -> int:
     args = shell.args
-    if not args.config and args.partitions is None:
-        args.usage_error("nothing to alter: give --config NAME=VALUE or --partitions N")
+    if not args.config and args.partitions is None and args.replication_factor is None:
+        args.usage_error("nothing to alter: give --config NAME=VALUE, --partitions N or --replication-factor N")
     with shell.connect() as cluster:
-        if args.config:
-            cluster.alter_topic(args.name, config=dict(args.config))
+        if args.config or args.replication_factor is not None:
+            cluster.alter_topic(args.name, config=dict(args.config), replication_factor=args.replication_factor)
         if args.partitions is not None:
             cluster.add_partitions(args.name, args.partitions)
         topic = cluster.describe_topic(args.name)
+    replicas = [] if args.replication_factor is None else [count_of(topic.replication_factor, "replica")]
     facts = ", ".join(
-        [count_of(topic.partitions, "partition"), *(f"{name}={topic.config[name]}" for name, _ in args.config)]
+        [
+            count_of(topic.partitions, "partition"),
+            *replicas,
+            *(f"{name}={topic.config[name]}" for name, _ in args.config),
+        ]
     )
     shell.result(f"{topic.name}: {facts}", {"topic": topic})
+    return 0
+
+
+def _reassign(shell: Shell) -> int:
+    args = shell.args
+    with shell.connect() as cluster:
+        topic = cluster.reassign(args.name, dict(args.replicas))
+    if shell.json:
+        shell.print_json(topic)
+    else:
+        shell.table(topic.partition_list, _PARTITIONS)
+    return 0
+
+
+def _elect(shell: Shell) -> int:
+    args = shell.args
+    with shell.connect() as cluster:
+        cluster.elect_leaders(args.name, unclean=args.unclean)
+    shell.result(f"{args.name or 'every topic'}: preferred replicas lead where they are in sync", {"topic": args.name})
     return 0
 
 

@@ -134,6 +134,39 @@ def _holder(slot: Path) -> int:
     return int(json.loads((slot / "slot.json").read_text())["pid"])
 
 
+def partitions_move_while_they_are_in_use(nodes: Nodes, written: Written) -> None:
+    cluster = nodes.cluster
+    first, second, third = (nodes.leader(TOPIC), *(n for n in range(3) if n != nodes.leader(TOPIC)))
+    cluster.reassign(TOPIC, {0: [second]})
+    written.more()
+    eventually(lambda: cluster.describe_topic(TOPIC).partition_list[0].replicas == (second,))
+    written.more()
+    written.check()
+    cluster.alter_topic(TOPIC, replication_factor=3)
+    written.more()
+    nodes.wait_for_isr(TOPIC, 3)
+    cluster.reassign(TOPIC, {0: [third, second, first]})
+    eventually(lambda: nodes.leader(TOPIC) == third)
+    written.more()
+    written.check()
+
+
+def a_drained_broker_holds_nothing(nodes: Nodes, written: Written) -> None:
+    cluster = nodes.cluster
+    cluster.create_topic("small", partitions=2, replication_factor=1)
+    with pytest.raises(rs.InvalidArgument):  # three replicas do not fit on two brokers
+        cluster.drain_broker(2)
+    cluster.alter_topic(TOPIC, replication_factor=2)
+    cluster.drain_broker(2)
+    written.more()
+    eventually(lambda: all(2 not in p.replicas for p in cluster.describe_topic(TOPIC).partition_list), 60)
+    eventually(lambda: all(2 not in p.replicas for p in cluster.describe_topic("small").partition_list), 60)
+    cluster.drain_broker(2, drain=False)
+    cluster.alter_topic(TOPIC, replication_factor=3)
+    nodes.wait_for_isr(TOPIC, 3)
+    written.check()
+
+
 def a_killed_node_is_replaced_and_finds_its_data(nodes: Nodes, written: Written) -> None:
     dead = nodes.removable[0]
     broker = next(each for each in nodes.brokers() if each.node_id == dead)
@@ -177,6 +210,8 @@ def main(directory: Path) -> None:
         _step(the_loss_of_the_controller_is_not_noticed, nodes, written)
         _step(a_group_keeps_its_positions_when_its_coordinator_moves, nodes, written)
         _step(a_replica_that_lost_its_file_is_filled_anew, nodes, written, directory)
+        _step(partitions_move_while_they_are_in_use, nodes, written)
+        _step(a_drained_broker_holds_nothing, nodes, written)
         _step(a_killed_node_is_replaced_and_finds_its_data, nodes, written)
         nodes.stop_hard()
     _step(everything_survives_a_hard_stop_of_all, directory, written.values)

@@ -72,3 +72,14 @@ def test_schema() -> None:
 def test_no_schema(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="write NAME:TYPE"):
         arguments.schema(text)
+
+
+@pytest.mark.parametrize(("text", "value"), [("0=1,2,3", (0, (1, 2, 3))), ("12=0", (12, (0,)))])
+def test_placement(text: str, value: Any) -> None:
+    assert arguments.placement(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "0", "0=", "=1", "0=a", "0=1,", "0=1;2"])
+def test_no_placement(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="is not PARTITION=BROKER"):
+        arguments.placement(text)

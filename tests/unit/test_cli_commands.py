@@ -153,9 +153,6 @@ class FakeCluster:
         self.describe_topic(name)
         del self.there[name]
 
-    def alter_topic(self, name: str, config: Any) -> None:
-        self.calls.append(("alter_topic", name, config))
-
     def groups(self) -> Rows[GroupDescription]:
         raise ClusterGone("the process that owned this cluster has exited")
 
@@ -257,6 +254,9 @@ def test_group_reset(cluster: FakeCluster, capsys: pytest.CaptureFixture[str]) -
         ["topic"],
         ["topic", "create", "t", "--partitions", "0"],
         ["topic", "alter", "t"],
+        ["topic", "reassign", "t"],
+        ["topic", "reassign", "t", "--replicas", "0"],
+        ["broker", "drain", "first"],
         ["group", "reset", "g", "t"],
         ["group", "reset", "g", "t", "--to", "noon"],
         ["consume", "flights", "--tail", "3", "--group", "g"],

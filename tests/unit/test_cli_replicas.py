@@ -1,0 +1,77 @@
+"""The commands that move replicas and drain brokers, against a cluster that is only pretended."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import pytest
+
+import raystream
+from raystream.cli import main
+from raystream.errors import InvalidArgument
+from raystream.types import BrokerDescription, Rows, TopicDescription
+
+
+class FakeCluster:
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def describe_topic(self, name: str) -> TopicDescription:
+        return TopicDescription(name, "raw", 2, 3, 0, 0, None, None)
+
+    def alter_topic(self, name: str, config: Any, replication_factor: int | None = None) -> None:
+        self.calls.append(("alter_topic", name, config, replication_factor))
+
+    def reassign(self, name: str, replicas: Any) -> TopicDescription:
+        self.calls.append(("reassign", name, replicas))
+        return self.describe_topic(name)
+
+    def elect_leaders(self, topic: str | None, unclean: bool) -> None:
+        self.calls.append(("elect_leaders", topic, unclean))
+
+    def brokers(self) -> Rows[BrokerDescription]:
+        return Rows([BrokerDescription(1, "n", "draining", 3, "/data", 1 << 30, 42, False, "a")])
+
+    def drain_broker(self, broker_id: int, drain: bool) -> None:
+        self.calls.append(("drain_broker", broker_id, drain))
+
+    def remove_broker(self, broker_id: int) -> None:
+        raise InvalidArgument(f"broker {broker_id} holds 3 replicas: move them first")
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> FakeCluster:
+    fake = FakeCluster()
+    monkeypatch.setattr(raystream, "connect", lambda *_, **__: fake)
+    return fake
+
+
+def test_replicas_are_moved_and_counted_as_said(cluster: FakeCluster) -> None:
+    assert main(["topic", "reassign", "flights", "--replicas", "0=1,2", "1=2,3"]) == 0
+    assert main(["topic", "alter", "flights", "--replication-factor", "3"]) == 0
+    assert main(["topic", "elect"]) == 0
+    assert main(["topic", "elect", "flights", "--unclean"]) == 0
+    assert cluster.calls == [
+        ("reassign", "flights", {0: (1, 2), 1: (2, 3)}),
+        ("alter_topic", "flights", {}, 3),
+        ("elect_leaders", None, False),
+        ("elect_leaders", "flights", True),
+    ]
+
+
+def test_brokers_are_listed_drained_and_removed(cluster: FakeCluster, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["broker", "list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split()[:5] == ["1", "n", "draining", "no", "3"]
+    assert main(["broker", "drain", "1"]) == 0
+    assert main(["broker", "drain", "1", "--undo"]) == 0
+    assert cluster.calls == [("drain_broker", 1, True), ("drain_broker", 1, False)]
+    capsys.readouterr()
+    assert main(["broker", "remove", "1"]) == 2
+    assert capsys.readouterr().err == "raystream: broker 1 holds 3 replicas: move them first\n"
