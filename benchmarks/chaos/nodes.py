@@ -5,6 +5,7 @@ Only processes of this cluster are ever signalled, by their process ids.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
@@ -33,11 +34,14 @@ class Nodes:
         self._killed = self._closed = False
         self._racks = racks
         self._ray = RayCluster(
-            initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False, **self._labels(0)}
+            initialize_head=True,
+            shutdown_at_exit=False,  # its signal handlers would keep nodes from being added on other threads
+            head_node_args={"num_cpus": 2, "include_dashboard": False, **self._labels(0)},
         )
         self._added = [self._ray.add_node(num_cpus=2, **self._labels(number)) for number in range(1, count)]
         ray.init(address=self._ray.address, namespace=NAMESPACE, log_to_driver=False)
         self._ray.wait_for_nodes()
+        atexit.register(self.close)
         self.cluster = rs.connect(data_dir=data_dir)
 
     def _labels(self, number: int) -> dict[str, Any]:
@@ -58,6 +62,7 @@ class Nodes:
         if self._closed:
             return
         self._closed = True
+        atexit.unregister(self.close)
         if not self._killed:
             with contextlib.suppress(Exception):
                 stop_raystream(NAMESPACE)
