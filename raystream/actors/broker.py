@@ -54,6 +54,8 @@ SERVED_TIMEOUT_S: Final = 30.0
 OTHERS_TIMEOUT_S: Final = 20.0
 APPLY_TIMEOUT_S: Final = 10.0
 POLL_S: Final = 2.0
+MEET_S: Final = 10.0
+"""So often brokers ask who is where, although nobody is missed: an address may have gone wrong silently."""
 STATUS_TIMEOUT_MS: Final = 5_000.0
 RETRY_S: Final = 0.05
 MAX_METADATA_WAIT_MS: Final = 30_000
@@ -97,6 +99,8 @@ class BrokerReady:
     cluster_id: str
     broker_id: int
     pid: int
+    problems: tuple[str, ...] = ()
+    """Why brokers of other nodes have not joined."""
     protocol: int = m.PROTOCOL
 
 
@@ -113,6 +117,8 @@ class BrokerActor:
         self._metadata = Metadata()
         self._started = threading.Event()
         self._failure: Exception | None = None
+        self._problems: tuple[str, ...] = ()
+        self._met = 0.0
         self._stopping = threading.Event()
         self._enlisted: set[str] = {self._node_id}
         self._root: Path
@@ -224,7 +230,7 @@ class BrokerActor:
     def ready(self) -> BrokerReady:
         """Waits until the broker serves. Raises why it cannot start."""
         self._await_start()
-        return BrokerReady(str(self._root), self._metadata.cluster_id, self._broker_id, os.getpid())
+        return BrokerReady(str(self._root), self._metadata.cluster_id, self._broker_id, os.getpid(), self._problems)
 
     def _await_start(self) -> None:
         if not self._started.wait(2 * START_TIMEOUT_S):
@@ -244,6 +250,10 @@ class BrokerActor:
         if self._node_id == self._spec.cluster:
             deadline = time.monotonic() + OTHERS_TIMEOUT_S
             while time.monotonic() < deadline and not self._everybody_is_in():
+                answers = self._peers.ask_all().values()
+                self._problems = tuple(reply.error for reply in answers if reply is not None and reply.error)
+                if self._problems:
+                    return
                 time.sleep(RETRY_S)
 
     def _everybody_is_in(self) -> bool:
@@ -307,10 +317,11 @@ class BrokerActor:
     def _meet(self) -> None:
         with self._metadata.image() as image:
             for broker in image.brokers.values():
-                self._peers.learn(broker.broker_id, broker.actor)
-        if self._peers.unknown.is_set():
+                self._peers.suppose(broker.broker_id, broker.actor)
+        if self._peers.unknown.is_set() or time.monotonic() - self._met > MEET_S:
+            self._met = time.monotonic()
             self._peers.unknown.clear()
-            self._peers.ask_all()
+            self._peers.ask_all(self.hello())
 
     def _tended(self) -> None:
         """As the controller: what is missing is made."""
@@ -332,8 +343,10 @@ class BrokerActor:
 
     # Asked by other brokers -----------------------------------------------------------------------------------------
 
-    def hello(self) -> m.HelloReply:
-        """Who this broker is, at once."""
+    def hello(self, other: m.HelloReply | None = None) -> m.HelloReply:
+        """Who this broker is, at once; `other` is who asks."""
+        if other is not None and other.broker_id is not None:
+            self._peers.learn(other.broker_id, other.actor)
         node = self._node
         leader = node.status.leader if node is not None else None
         return m.HelloReply(

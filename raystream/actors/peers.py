@@ -1,7 +1,7 @@
 """A broker's way to the others: who they are, by their own word, and calls to them.
 
-Addresses come from what brokers say when they are asked, from what reaches this one, and from the metadata. A wrong one
-does no harm: every message names the disk that it is for.
+Addresses come from what brokers say of themselves, and before that from the metadata. A wrong one does no harm: every
+message names the disk that it is for.
 """
 
 from __future__ import annotations
@@ -40,13 +40,14 @@ class Peers:
         """The other nodes that Ray takes for alive."""
         return [node for node in nodes() if node.node_id != self._node_id]
 
-    def ask_all(self) -> dict[str, m.HelloReply | None]:
-        """What the broker of each other node says of itself; None where there is none, or none that answers."""
+    def ask_all(self, own: m.HelloReply | None = None) -> dict[str, m.HelloReply | None]:
+        """What the broker of each other node says of itself; None where there is none, or none that answers. They are
+        told who asks: where a broker that starts on another node than before is, nobody else can tell."""
         asked: list[tuple[str, Any]] = []
         for node in self.others():
             try:
                 handle = self._handle(broker_name(node.node_id))
-                asked.append((node.node_id, handle.hello.options(concurrency_group=REPLICATE).remote()))
+                asked.append((node.node_id, handle.hello.options(concurrency_group=REPLICATE).remote(own)))
             except RaystreamError:
                 asked.append((node.node_id, None))
         answers: dict[str, m.HelloReply | None] = {}
@@ -64,10 +65,15 @@ class Peers:
         return answers
 
     def learn(self, broker_id: int, actor: str) -> None:
-        """Where a broker is to be found."""
+        """Where a broker is, by its own word."""
+        with self._lock:
+            self._actors[broker_id] = actor
+
+    def suppose(self, broker_id: int, actor: str) -> None:
+        """Where a broker was when the metadata was written, for as long as nothing better is known."""
         if actor:
             with self._lock:
-                self._actors[broker_id] = actor
+                self._actors.setdefault(broker_id, actor)
 
     @property
     def unknown(self) -> threading.Event:

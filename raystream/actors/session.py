@@ -249,6 +249,8 @@ def _bring_up(
         embedded=owns_ray,
     )
     ready = _ready(namespace, spec)
+    for problem in ready.problems:
+        logger.warning("a node has no broker: %s", problem)
     if data_dir is not None and Path(data_dir).resolve() != Path(ready.root).resolve():
         raise InvalidArgument(f"raystream is up on this Ray cluster with its data in {ready.root}, not in {data_dir}")
     directory = RayDirectory(namespace)

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import pyarrow as pa
 
 from raystream import messages as m
 from raystream.client import positions
+from raystream.client.health import health
 from raystream.client.routing import Leader, Routing
-from raystream.errors import InvalidArgument, InvalidRecord, OffsetOutOfRange, RaystreamError, TopicNotFound
+from raystream.errors import (
+    InvalidArgument,
+    InvalidRecord,
+    OffsetOutOfRange,
+    PartitionNotFound,
+    RaystreamError,
+    TopicNotFound,
+)
 from raystream.schema import stored_schema
 from raystream.types import (
     LATEST,
@@ -107,7 +115,13 @@ class Admin:
 
     async def reassign(self, name: str, replicas: Mapping[int, Sequence[int]]) -> TopicDescription:
         """Begins to move partitions to other brokers. See `Cluster.reassign`."""
-        request = m.ReassignRequest(topic=name, replicas=_placement(replicas))
+        placed = _placement(replicas)
+        self._routing.forget(name)
+        there = len((await self._routing.topic(name)).partitions)
+        unknown = [partition for partition, _ in placed if partition >= there]
+        if unknown:
+            raise PartitionNotFound(f"topic {name!r} has partitions 0 to {there - 1}, not {unknown[0]}")
+        request = m.ReassignRequest(topic=name, replicas=placed)
         topic = await self._routing.call_controller(
             lambda port, left: port.reassign(request, timeout_ms=max(left, CHANGE_TIMEOUT_MS)),
             timeout_ms=CHANGE_TIMEOUT_MS,
@@ -117,18 +131,20 @@ class Admin:
 
     async def elect_leaders(self, topic: str | None, *, unclean: bool) -> None:
         """Gives leads back to preferred replicas. See `Cluster.elect_leaders`."""
+        if topic is not None and not isinstance(topic, str):
+            raise InvalidArgument(f"topic must be a topic's name, or None for all of them, not {topic!r}")
+        if not isinstance(unclean, bool):
+            raise InvalidArgument(f"unclean must be True or False, not {unclean!r}: it may lose records")
         request = m.ElectLeadersRequest(topic=topic, unclean=unclean)
         await self._routing.call_controller(
             lambda port, left: port.elect_leaders(request, timeout_ms=left), timeout_ms=CHANGE_TIMEOUT_MS
         )
-        for name in (
-            (topic,) if topic is not None else tuple(t.name for t in (await self._routing.metadata()).topics or ())
-        ):
-            self._routing.forget(name)
+        if topic is not None:  # of other topics, whoever led says that it does not any more
+            self._routing.forget(topic)
 
     async def drain_broker(self, broker_id: int, *, drain: bool, remove: bool = False) -> None:
         """Moves everything away from a broker, or forgets a drained one. See `Cluster.drain_broker`."""
-        request = m.DrainBrokerRequest(broker_id=_integer("broker_id", broker_id), drain=drain, remove=remove)
+        request = m.DrainBrokerRequest(broker_id=_number("broker_id", broker_id), drain=drain, remove=remove)
         await self._routing.call_controller(
             lambda port, left: port.drain_broker(request, timeout_ms=left), timeout_ms=CHANGE_TIMEOUT_MS
         )
@@ -295,35 +311,9 @@ class Admin:
         )
 
     async def health(self) -> Health:
-        """Whether every partition is served with all its replicas in sync, every broker is heard and the coordinator
-        answers, with a sentence for what is not."""
-        reply = await self._routing.metadata(internal=True)
-        topics = reply.topics or ()
-        problems = [
-            f"partition {topic.name}-{p.partition} is offline: {p.error or 'its actor is starting'}"
-            for topic in topics
-            for p in topic.partitions
-            if not p.actor
-        ]
-        offline = len(problems)
-        problems += [f"broker {b.broker_id} ({b.node}) is not heard" for b in reply.brokers if b.fenced]
-        problems += [
-            f"partition {topic.name}-{p.partition} has {len(p.isr)} of {len(p.replicas)} replicas in sync"
-            for topic in topics
-            for p in topic.partitions
-            if p.actor and len(p.isr) < len(p.replicas)
-        ]
-        if not any(broker.coordinator for broker in reply.brokers):
-            problems.append("the group coordinator is starting")
-        users = [topic for topic in topics if not topic.name.startswith("__")]
-        return Health(
-            ok=not problems,
-            brokers=len(reply.brokers),
-            topics=len(users),
-            partitions=sum(len(topic.partitions) for topic in users),
-            offline_partitions=offline,
-            problems=tuple(problems),
-        )
+        """Whether every partition is served with all its replicas in sync, every broker is heard and there is a
+        coordinator, with a sentence for what is not."""
+        return health(await self._routing.metadata(internal=True))
 
 
 def _partition(topic: m.TopicMetadata, p: m.PartitionMetadata, status: m.ReplicaStatus | None) -> PartitionDescription:
@@ -348,15 +338,19 @@ def _state(broker: m.BrokerMetadata) -> str:
 
 
 def _placement(replicas: Mapping[int, Sequence[int]]) -> tuple[tuple[int, tuple[int, ...]], ...]:
-    if not replicas:
-        raise InvalidArgument("give {partition: [broker id, …]}, the preferred leader first")
-    placed = []
-    for partition, brokers in replicas.items():
-        chosen = tuple(_integer("broker id", broker) for broker in brokers)
+    """Checked as far as it can be without the topic. Raises InvalidArgument."""
+    if not isinstance(replicas, Mapping) or not replicas:
+        raise InvalidArgument(f"give {{partition: [broker id, …]}}, the preferred leader first, not {replicas!r}")
+    placed: dict[int, tuple[int, ...]] = {}
+    for given, brokers in replicas.items():
+        partition = _number("partition", given)
+        if isinstance(brokers, (str, bytes)) or not isinstance(brokers, Iterable):
+            raise InvalidArgument(f"partition {partition}: give a list of broker ids, not {brokers!r}")
+        chosen = tuple(_number(f"partition {partition}: a broker id", broker) for broker in brokers)
         if not chosen or len(set(chosen)) != len(chosen):
-            raise InvalidArgument(f"partition {partition}: give one broker or more, each once, not {list(brokers)}")
-        placed.append((_integer("partition", partition), chosen))
-    return tuple(placed)
+            raise InvalidArgument(f"partition {partition}: give one broker or more, each once, not {list(chosen)}")
+        placed[partition] = chosen
+    return tuple(placed.items())
 
 
 def arrow_schema(source: Any) -> pa.Schema:
@@ -409,6 +403,13 @@ def _column(schema: pa.Schema, name: str, role: str) -> pa.Field:
     if name not in schema.names:
         raise InvalidArgument(f"{role}={name!r} is not a column of the schema: {', '.join(schema.names)}")
     return schema.field(name)
+
+
+def _number(name: str, value: Any) -> int:
+    number = _integer(name, value)
+    if number < 0:
+        raise InvalidArgument(f"{name} must be 0 or above, not {number}")
+    return number
 
 
 def _integer(name: str, value: Any) -> int:

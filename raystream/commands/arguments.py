@@ -11,6 +11,7 @@ from raystream.types import Position
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)")
 _UNITS = {"ms": "milliseconds", "s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_PLACEMENT = re.compile(r"[0-9]+=[0-9]+(,[0-9]+)*")
 _OFFSETS = re.compile(r"\d+:\d+(,\d+:\d+)*")
 POSITION_HELP = "earliest, latest, a duration ago (15m, 2h, 7d), a date or time (ISO 8601, UTC), or PARTITION:OFFSET,…"
 
@@ -75,12 +76,16 @@ def schema(text: str) -> Any:
     return pa.schema(fields)
 
 
+def broker(text: str) -> int:
+    """A broker's id."""
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is no broker's id: raystream broker list shows them")
+    return int(text)
+
+
 def placement(text: str) -> tuple[int, tuple[int, ...]]:
     """A partition and the brokers of its replicas: "0=1,2,3"."""
-    partition, equals, brokers = text.partition("=")
-    try:
-        if not equals:
-            raise ValueError(text)
-        return int(partition), tuple(int(broker) for broker in brokers.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not PARTITION=BROKER,BROKER,…, such as 0=1,2,3") from None
+    if not _PLACEMENT.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not PARTITION=BROKER,BROKER,…, such as 0=1,2,3")
+    partition, _, brokers = text.partition("=")
+    return int(partition), tuple(int(broker) for broker in brokers.split(","))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser
+from collections.abc import Sequence
 from typing import Any
 
+from raystream.commands import arguments
 from raystream.commands.shell import Shell
+from raystream.types import BrokerDescription
 
-LIST = {
+_LIST = {
     "broker_id": "broker",
     "node": "node",
     "state": "state",
@@ -28,12 +31,12 @@ def add(commands: Any, options: ArgumentParser) -> None:
     listing.set_defaults(run=_list)
 
     drain = verbs.add_parser("drain", parents=[options], help="move all replicas and leads away from a broker")
-    drain.add_argument("broker", type=int, metavar="ID")
+    drain.add_argument("broker", type=arguments.broker, metavar="ID")
     drain.add_argument("--undo", action="store_true", help="let it take replicas again")
     drain.set_defaults(run=_drain)
 
     remove = verbs.add_parser("remove", parents=[options], help="forget a broker that holds nothing any more")
-    remove.add_argument("broker", type=int, metavar="ID")
+    remove.add_argument("broker", type=arguments.broker, metavar="ID")
     remove.set_defaults(run=_remove)
 
 
@@ -43,8 +46,14 @@ def _list(shell: Shell) -> int:
     if shell.json:
         shell.print_json(brokers)
     else:
-        shell.table(brokers, LIST)
+        show(shell, brokers)
     return 0
+
+
+def show(shell: Shell, brokers: Sequence[BrokerDescription]) -> None:
+    """The table of brokers; racks where there are any."""
+    racks = any(broker.rack for broker in brokers)
+    shell.table(brokers, {name: heading for name, heading in _LIST.items() if racks or name != "rack"})
 
 
 def _drain(shell: Shell) -> int:

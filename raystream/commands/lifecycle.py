@@ -97,7 +97,7 @@ def _status(shell: Shell) -> int:
     else:
         shell.facts({"address": address, "health": "ok" if health.ok else "; ".join(health.problems)})
         shell.out.print()
-        shell.table(brokers, broker.LIST)
+        broker.show(shell, brokers)
         shell.out.print()
         shell.table(topics, topic.LIST)
     return 0 if health.ok else 1

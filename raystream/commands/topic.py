@@ -77,9 +77,15 @@ def add(commands: Any, options: ArgumentParser) -> None:
         metavar="PARTITION=BROKER,…",
         help="where a partition's replicas are to be, the preferred leader first, such as 0=1,2,3",
     )
-    reassign.set_defaults(run=_reassign)
+    reassign.set_defaults(run=_reassign, usage_error=reassign.error)
 
-    elect = verbs.add_parser("elect", parents=[options], help="give leads back to preferred replicas")
+    elect = verbs.add_parser(
+        "elect",
+        parents=[options],
+        help="give leads back to preferred replicas",
+        description="Gives leads back to the first replica of each partition, where that is in sync. Nothing is lost "
+        "by that, unless --unclean is given.",
+    )
     elect.add_argument("name", metavar="TOPIC", nargs="?", help="default: every topic")
     elect.add_argument(
         "--unclean",
@@ -180,8 +186,11 @@ def _alter(shell: Shell) -> int:
 
 def _reassign(shell: Shell) -> int:
     args = shell.args
+    replicas = dict(args.replicas)
+    if len(replicas) != len(args.replicas):
+        args.usage_error("argument --replicas: a partition is named twice")
     with shell.connect() as cluster:
-        topic = cluster.reassign(args.name, dict(args.replicas))
+        topic = cluster.reassign(args.name, replicas)
     if shell.json:
         shell.print_json(topic)
     else:
