@@ -337,7 +337,7 @@ def _state(broker: m.BrokerMetadata) -> str:
     return "draining" if broker.draining else "running"
 
 
-def _placement(replicas: Mapping[int, Sequence[int]]) -> tuple[tuple[int, tuple[int, ...]], ...]:
+def _placement(replicas: Any) -> tuple[tuple[int, tuple[int, ...]], ...]:
     """Checked as far as it can be without the topic. Raises InvalidArgument."""
     if not isinstance(replicas, Mapping) or not replicas:
         raise InvalidArgument(f"give {{partition: [broker id, …]}}, the preferred leader first, not {replicas!r}")

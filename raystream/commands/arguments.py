@@ -11,7 +11,8 @@ from raystream.types import Position
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)")
 _UNITS = {"ms": "milliseconds", "s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-_PLACEMENT = re.compile(r"[0-9]+=[0-9]+(,[0-9]+)*")
+_BROKER = re.compile(r"[0-9]{1,9}")
+_PLACEMENT = re.compile(r"[0-9]{1,9}=[0-9]{1,9}(, *[0-9]{1,9})*")
 _OFFSETS = re.compile(r"\d+:\d+(,\d+:\d+)*")
 POSITION_HELP = "earliest, latest, a duration ago (15m, 2h, 7d), a date or time (ISO 8601, UTC), or PARTITION:OFFSET,…"
 
@@ -78,7 +79,7 @@ def schema(text: str) -> Any:
 
 def broker(text: str) -> int:
     """A broker's id."""
-    if not text.isascii() or not text.isdigit():
+    if not _BROKER.fullmatch(text):
         raise argparse.ArgumentTypeError(f"{text!r} is no broker's id: raystream broker list shows them")
     return int(text)
 

@@ -8,7 +8,7 @@ import itertools
 import uuid
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 import pyarrow as pa
@@ -20,12 +20,20 @@ from raystream.client.partitioner import Partitioner
 from raystream.client.producer import Producer
 from raystream.client.routing import Routing
 from raystream.clock import Clock, SystemClock
-from raystream.config import ProducerConfig, TopicConfig, build
+from raystream.config import ProducerConfig, TopicConfig, build, changed
 from raystream.core.reorder import ReorderBuffer
-from raystream.errors import ActorLost, NotLeader, OutOfOrderSequence, RequestTimeout
+from raystream.errors import (
+    ActorLost,
+    NotLeader,
+    OutOfOrderSequence,
+    PartitionNotFound,
+    RequestTimeout,
+    TopicNotFound,
+)
 from raystream.ports import ControllerPort, CoordinatorPort, PartitionPort
 from raystream.schema import RAW_SCHEMA, stored_schema
 from raystream.storage.producer_state import Duplicate, ProducerState
+from tests.fakes.brokers import NO_LEADER, FakeBrokers, Placed
 
 NODE = "node-a"
 REORDER_WAIT_MS = 200.0
@@ -71,6 +79,7 @@ class FakePartition:
         self.fault: Callable[[BatchHeader], Fault | None] | None = None
         """Decides where `faults` has none."""
         self.end_offset = 0
+        self.placed = Placed()
         self.in_flight = 0
         self.most_in_flight = 0
         self.keep = True
@@ -194,7 +203,17 @@ class FakePartition:
         raise NotImplementedError
 
     async def status(self, *, timeout_ms: float) -> tuple[m.ReplicaStatus, ...]:
-        raise NotImplementedError
+        held = m.ReplicaStatus(
+            topic_id=self.topic_id,
+            partition=self.number,
+            leader_epoch=self.placed.leader_epoch,
+            start_offset=0,
+            end_offset=self.end_offset,
+            high_watermark=self.end_offset,
+            size_bytes=sum(self.sizes),
+            segments=1,
+        )
+        return (held,)
 
 
 class FakeCoordinator:
@@ -243,6 +262,7 @@ class FakeTopic:
     time: str | None
     config: Mapping[str, Any]
     partitions: list[FakePartition]
+    replication_factor: int = 1
     offline: set[int] = field(default_factory=set)
 
     def metadata(self) -> m.TopicMetadata:
@@ -254,19 +274,20 @@ class FakeTopic:
             key=self.key,
             time=self.time,
             config=self.config,
-            replication_factor=1,
-            partitions=tuple(
-                m.PartitionMetadata(
-                    partition=part.number,
-                    leader=0,
-                    leader_epoch=1,
-                    replicas=(0,),
-                    isr=(0,),
-                    actor="" if part.number in self.offline else f"{self.name}/{part.number}",
-                    node_id=NODE,
-                )
-                for part in self.partitions
-            ),
+            replication_factor=self.replication_factor,
+            partitions=tuple(self._partition(part) for part in self.partitions),
+        )
+
+    def _partition(self, part: FakePartition) -> m.PartitionMetadata:
+        served = part.placed.leader != NO_LEADER and part.number not in self.offline
+        return m.PartitionMetadata(
+            partition=part.number,
+            leader=part.placed.leader,
+            leader_epoch=part.placed.leader_epoch,
+            replicas=part.placed.replicas,
+            isr=part.placed.isr,
+            actor=f"{self.name}/{part.number}" if served else "",
+            node_id=NODE,
         )
 
     def column(self, name: str = "value") -> list[Any]:
@@ -277,10 +298,13 @@ class FakeTopic:
 class FakeCluster:
     """Directory and controller in one; owns the client's loop. A context manager."""
 
-    def __init__(self, clock: Clock | None = None) -> None:
+    def __init__(self, clock: Clock | None = None, *, brokers: int = 1) -> None:
         self.loop = BackgroundLoop("fake-cluster")
         self.clock = clock or SystemClock()
         self.topics: dict[str, FakeTopic] = {}
+        self.brokers = FakeBrokers(brokers)
+        self.changes: list[Any] = []
+        """What an administrator has asked for, in order."""
         self.coordinator_port = FakeCoordinator()
         self.routing = Routing(self, self.clock)
         self.controller_down: Exception | None = None
@@ -301,6 +325,7 @@ class FakeCluster:
         name: str = "t",
         partitions: int = 1,
         *,
+        replication_factor: int = 1,
         schema: pa.Schema | None = None,
         key: str | None = None,
         time: str | None = None,
@@ -309,15 +334,35 @@ class FakeCluster:
         build(TopicConfig, config or {})
         topic_id = uuid.uuid4().hex
         stored = RAW_SCHEMA if schema is None else stored_schema(schema)
-        parts = [FakePartition(topic_id, number, stored, self.clock) for number in range(partitions)]
-        topic = FakeTopic(name, topic_id, stored, schema is not None, key, time, config or {}, parts)
+        topic = FakeTopic(name, topic_id, stored, schema is not None, key, time, config or {}, [], replication_factor)
         self.topics[name] = topic
+        self.grow(name, partitions)
         return topic
 
     def grow(self, name: str, partitions: int) -> None:
         topic = self.topics[name]
         for number in range(len(topic.partitions), partitions):
-            topic.partitions.append(FakePartition(topic.topic_id, number, topic.schema, self.clock))
+            part = FakePartition(topic.topic_id, number, topic.schema, self.clock)
+            part.placed = self.brokers.place(number, topic.replication_factor)
+            topic.partitions.append(part)
+
+    def placed(self, name: str | None = None) -> list[Placed]:
+        """Where the replicas of one topic's partitions are, or of all."""
+        topics = self.topics.values() if name is None else [self._topic(name)]
+        return [part.placed for topic in topics for part in topic.partitions]
+
+    def fence(self, broker_id: int) -> None:
+        """The broker is not heard any more."""
+        self.on_loop(self.brokers.fence, broker_id, self.placed())
+
+    def unfence(self, broker_id: int) -> None:
+        """It is heard again, and has what it had: it catches up at once."""
+        self.on_loop(self.brokers.unfence, broker_id, self.placed())
+
+    def _topic(self, name: str) -> FakeTopic:
+        if name not in self.topics:
+            raise TopicNotFound(f"there is no topic {name!r}")
+        return self.topics[name]
 
     def producer(
         self,
@@ -378,38 +423,48 @@ class FakeCluster:
             raise self.controller_down
         names = list(self.topics) if request.topics is None else list(request.topics)
         found = tuple(self.topics[name].metadata() for name in names if name in self.topics)
-        broker = m.BrokerMetadata(
-            broker_id=0,
-            actor="broker",
-            coordinator="coordinator",
-            node_id=NODE,
-            node=NODE,
-            data_dir="",
-            free_bytes=0,
-            pid=0,
-            controller=True,
-            replicas=0,
-        )
+        brokers = self.brokers.metadata(self.placed(), node_id=NODE)
         missing = tuple(name for name in names if name not in self.topics)
-        return m.MetadataReply(version=1, cluster_id="c", brokers=(broker,), topics=found, missing=missing)
+        return m.MetadataReply(version=1, cluster_id="c", brokers=brokers, topics=found, missing=missing)
 
     async def create_topic(self, request: m.CreateTopicRequest, *, timeout_ms: float) -> m.TopicMetadata:
         raise NotImplementedError
 
     async def alter_topic(self, request: m.AlterTopicRequest, *, timeout_ms: float) -> m.TopicMetadata:
-        raise NotImplementedError
+        self.changes.append(request)
+        topic = self._topic(request.name)
+        topic.config = asdict(changed(build(TopicConfig, topic.config), request.config))
+        if request.replication_factor is not None:
+            self.brokers.bring_to(self.placed(request.name), request.replication_factor)
+            topic.replication_factor = request.replication_factor
+        if request.partitions is not None:
+            self.grow(request.name, request.partitions)
+        return topic.metadata()
 
     async def delete_topic(self, request: m.DeleteTopicRequest, *, timeout_ms: float) -> m.Done:
         raise NotImplementedError
 
     async def reassign(self, request: m.ReassignRequest, *, timeout_ms: float) -> m.TopicMetadata:
-        raise NotImplementedError
+        self.changes.append(request)
+        topic = self._topic(request.topic)
+        if any(number >= len(topic.partitions) for number, _ in request.replicas):
+            raise PartitionNotFound(f"topic {request.topic!r} has {len(topic.partitions)} partitions")
+        self.brokers.reassign([(topic.partitions[number].placed, replicas) for number, replicas in request.replicas])
+        return topic.metadata()
 
     async def elect_leaders(self, request: m.ElectLeadersRequest, *, timeout_ms: float) -> m.Done:
-        raise NotImplementedError
+        self.changes.append(request)
+        for placed in self.placed(request.topic):
+            self.brokers.elect(placed, unclean=request.unclean)
+        return m.Done()
 
     async def drain_broker(self, request: m.DrainBrokerRequest, *, timeout_ms: float) -> m.Done:
-        raise NotImplementedError
+        self.changes.append(request)
+        if request.remove:
+            self.brokers.remove(request.broker_id, self.placed())
+        else:
+            self.brokers.drain(request.broker_id, self.placed(), drain=request.drain)
+        return m.Done()
 
 
 class _Gone(FakePartition):
