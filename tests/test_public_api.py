@@ -41,7 +41,7 @@ CALLS: list[tuple[Any, str, dict[str, Any]]] = [
     ),
     (Cluster, "topics", {}),
     (Cluster, "describe_topic", {"name": REQUIRED}),
-    (Cluster, "alter_topic", {"name": REQUIRED, "config": REQUIRED}),
+    (Cluster, "alter_topic", {"name": REQUIRED, "config": None, "replication_factor": None}),
     (Cluster, "add_partitions", {"name": REQUIRED, "partitions": REQUIRED}),
     (Cluster, "delete_topic", {"name": REQUIRED}),
     (Cluster, "delete_records", {"name": REQUIRED, "before": REQUIRED}),
