@@ -140,11 +140,12 @@ class BrokerActor:
             self._open_root()
             self._hosts.adopt()
             self._hosts.keep_spare()  # starts beside all else; the first to need an actor takes it
+            threading.Thread(target=self._keep_coordinator, name="raystream-coordinator", daemon=True).start()
             self._open_node()
             assert self._node is not None
             self._member.start(self._node)
             self._reconciler.start()
-            for work in (self._keep_coordinator, self._look_around, self._ask_around):
+            for work in (self._look_around, self._ask_around):
                 threading.Thread(target=work, name=f"raystream{work.__name__}", daemon=True).start()
             self._await_service()
         except Exception as error:

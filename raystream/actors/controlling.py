@@ -75,7 +75,8 @@ class Controlling:
         return self._node.status.ready_to_lead
 
     def wake(self) -> None:
-        """Something has changed that the controller may have to act on."""
+        """Something has changed that the controller may have to act on at once."""
+        self._next_tend_ms = 0.0
         self._wake.set()
 
     # Decisions ------------------------------------------------------------------------------------------------------
