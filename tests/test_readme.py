@@ -6,6 +6,8 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,12 +26,14 @@ def blocks(language: str, heading: str) -> str:
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory of its own, with `raystream` on the path and no cluster in the environment."""
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A directory of its own, with `raystream` on the path, no cluster in the environment and none on the machine."""
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("RAYSTREAM_DATA", str(tmp_path / "data"))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    return tmp_path
+    with tempfile.TemporaryDirectory(prefix="rs", ignore_cleanup_errors=True) as short:  # Ray's sockets lie in it
+        monkeypatch.setenv("RAY_TMPDIR", short)
+        yield tmp_path
 
 
 def test_python(place: Path) -> None:

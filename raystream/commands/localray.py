@@ -97,8 +97,9 @@ def current() -> str | None:
 
 def use_token(*, make: bool = False) -> None:
     """Shows Ray the token in the home directory, as this machine's clusters ask for it: Ray itself shows it to none
-    whose address it is told. `make` makes one, as a Ray that listens should have. Works only before Ray is imported."""
-    if "RAY_AUTH_MODE" in os.environ:
+    whose address it is told. `make` makes one, as a Ray that listens should have. Does nothing once Ray is imported:
+    Ray has read the environment by then, and what it starts would ask for a token that itself does not show."""
+    if "RAY_AUTH_MODE" in os.environ or "ray" in sys.modules:
         return
     token = Path.home() / ".ray" / "auth_token"
     if make and not token.exists():

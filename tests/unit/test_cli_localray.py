@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -76,3 +77,19 @@ def test_answers() -> None:
         assert answers(address)
     assert not answers(address)
     assert not answers("nonsense")
+
+
+def test_the_token_is_shown_before_ray_is_imported_and_never_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RAY_AUTH_MODE", "")
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("t")
+    monkeypatch.setitem(sys.modules, "ray", sys)
+    localray.use_token()
+    assert "RAY_AUTH_MODE" not in os.environ
+    monkeypatch.delitem(sys.modules, "ray")
+    localray.use_token()
+    assert os.environ["RAY_AUTH_MODE"] == "token"

@@ -8,6 +8,7 @@ import pytest
 
 import raystream
 from raystream.cli import main
+from raystream.commands import localray
 from raystream.errors import InvalidArgument
 from raystream.types import BrokerDescription, Rows, TopicDescription
 
@@ -48,6 +49,8 @@ class FakeCluster:
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> FakeCluster:
     fake = FakeCluster()
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(localray, "use_token", lambda: None)
     monkeypatch.setattr(raystream, "connect", lambda *_, **__: fake)
     return fake
 
