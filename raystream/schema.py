@@ -97,17 +97,6 @@ def _plain(kind: pa.DataType, column: str) -> pa.DataType:
     return kind
 
 
-def to_stored(rows: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    """Rows under the stored schema: dictionaries become plain values. The column names must already match."""
-    if rows.schema.equals(schema):
-        return rows
-    columns = []
-    for field in schema:
-        column = rows.column(field.name)
-        columns.append(column if column.type == field.type else column.cast(field.type))
-    return pa.record_batch(columns, schema=schema)
-
-
 def restore(table: pa.Table) -> pa.Table:
     """Gives dictionary columns back as dictionaries, and drops raystream's own metadata."""
     for index, field in enumerate(table.schema):

@@ -11,7 +11,6 @@ from typing import Any, Final, Literal, NamedTuple, TypeVar
 EARLIEST: Final = "earliest"
 LATEST: Final = "latest"
 
-Acks = Literal[0, 1, "all"]
 Headers = Mapping[str, bytes | str | None] | Sequence[tuple[str, bytes | str | None]]
 Position = (
     Literal["earliest", "latest"] | dt.datetime | dt.timedelta | Mapping[int, int] | Mapping[str, Mapping[int, int]]

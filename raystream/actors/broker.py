@@ -8,6 +8,7 @@ meanwhile it starts anew. Any broker answers for all: changes are handed on to t
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import random
@@ -15,8 +16,8 @@ import secrets
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +27,7 @@ import ray
 from raystream import messages as m
 from raystream.actors import logs
 from raystream.actors.controlling import Controlling
+from raystream.actors.decisions import DECISIONS, create_topic
 from raystream.actors.finding import broker_name, nodes
 from raystream.actors.founding import open_disk
 from raystream.actors.hosts import Hosts, Key, ask_all
@@ -40,10 +42,19 @@ from raystream.actors.processes import is_alive
 from raystream.actors.raft_node import RaftNode
 from raystream.actors.reconciling import Reconciler
 from raystream.clock import SystemClock
-from raystream.core.controller import Controller
 from raystream.core.raft_messages import Message, Status
-from raystream.errors import NotLeader, RaystreamError, RequestTimeout, Unavailable
-from raystream.schema import RAW_SCHEMA
+from raystream.errors import (
+    ActorLost,
+    DataDirectoryInUse,
+    DataDirectoryUnusable,
+    InvalidArgument,
+    NewerFormat,
+    NotLeader,
+    ProtocolMismatch,
+    RaystreamError,
+    RequestTimeout,
+    Unavailable,
+)
 from raystream.storage import root as data_roots
 from raystream.storage.files import DiskFiles
 
@@ -59,55 +70,16 @@ MEET_S: Final = 10.0
 STATUS_TIMEOUT_MS: Final = 5_000.0
 RETRY_S: Final = 0.05
 MAX_METADATA_WAIT_MS: Final = 30_000
+BEGIN_AGAIN_S: Final = 3.0
 LEASE: Final = "lease"
-
-_DECISIONS: Final[dict[str, Callable[[Controller, Any], Any]]] = {
-    "create_topic": lambda c, r: c.create_topic(r[0], topic_id=r[1], raw_schema=RAW_SCHEMA.serialize().to_pybytes()),
-    "alter_topic": lambda c, r: c.alter_topic(r),
-    "delete_topic": lambda c, r: c.delete_topic(r),
-    "replicas_changed": lambda c, r: c.replicas_changed(r),
-    "alter_isr": lambda c, r: c.alter_isr(r),
-    "reassign": lambda c, r: c.reassign(r),
-    "elect_leaders": lambda c, r: c.elect_leaders(r),
-    "drain_broker": lambda c, r: c.drain_broker(r),
-}
-
-
-def _create_internal_topic(request: m.CreateTopicRequest, topic_id: str, controller: Controller) -> Any:
-    raw_schema = RAW_SCHEMA.serialize().to_pybytes()
-    return controller.create_topic(request, topic_id=topic_id, raw_schema=raw_schema, internal=True)
-
-
-@dataclass(frozen=True, slots=True)
-class BrokerSpec:
-    """What a broker is started with. `root` None: $RAYSTREAM_DATA or ~/.raystream of the broker's node.
-    `cluster` names this life of the Ray cluster; it is the head's node id. `embedded`: its starter owns the root."""
-
-    namespace: str
-    root: str | None
-    cluster: str
-    address: str
-    embedded: bool
-    protocol: int = m.PROTOCOL
-
-
-@dataclass(frozen=True, slots=True)
-class BrokerReady:
-    """What a broker says once it serves."""
-
-    root: str
-    cluster_id: str
-    broker_id: int
-    pid: int
-    problems: tuple[str, ...] = ()
-    """Why brokers of other nodes have not joined."""
-    protocol: int = m.PROTOCOL
+HOPELESS: Final = (DataDirectoryInUse, DataDirectoryUnusable, NewerFormat, ProtocolMismatch, InvalidArgument)
+"""What keeps a broker from starting however often it tries."""
 
 
 class BrokerActor:
     """See the module. Methods block their own thread only."""
 
-    def __init__(self, spec: BrokerSpec) -> None:
+    def __init__(self, spec: m.BrokerSpec) -> None:
         logs.begin()
         self._spec = spec
         self._clock = SystemClock()
@@ -130,6 +102,9 @@ class BrokerActor:
         self._hosts: Hosts
         self._coordinator: CoordinatorKeeper
         self._reconciler: Reconciler
+        self._losses = threading.Lock()
+        self._lost_early: list[str] | None = []
+        """Actors that died before the reconciler could be told."""
         threading.Thread(target=self._start, name="raystream-start", daemon=True).start()
 
     # Starting and stopping ------------------------------------------------------------------------------------------
@@ -145,6 +120,7 @@ class BrokerActor:
             assert self._node is not None
             self._member.start(self._node)
             self._reconciler.start()
+            self._tell_early_losses()
             for work in (self._look_around, self._ask_around):
                 threading.Thread(target=work, name=f"raystream{work.__name__}", daemon=True).start()
             self._await_service()
@@ -152,8 +128,17 @@ class BrokerActor:
             if not isinstance(error, RaystreamError):
                 traceback.print_exc()
             self._failure = error
+            if not isinstance(error, HOPELESS) and not self._spec.embedded:
+                threading.Thread(target=self._begin_again, args=(error,), name="raystream-again", daemon=True).start()
         finally:
             self._started.set()
+
+    def _begin_again(self, error: Exception) -> None:
+        """Ray starts another after this one, a little later, so that whoever waits hears why: the disk may work then,
+        or the others be there."""
+        self._stopping.wait(BEGIN_AGAIN_S)
+        if not self._stopping.is_set():
+            self._give_up(error)
 
     def _open_root(self) -> None:
         spec = self._spec
@@ -176,7 +161,6 @@ class BrokerActor:
         self._coordinator = CoordinatorKeeper(
             spec.namespace, self._node_id, self._slot.path, spec.cluster, self._coordinator_lost
         )
-
         self._member = Membership(
             self._metadata,
             self._peers,
@@ -190,8 +174,9 @@ class BrokerActor:
         )
 
     def _open_node(self) -> None:
+        files = DiskFiles()
         disk = open_disk(
-            DiskFiles(),
+            files,
             self._slot.path,
             peers=self._peers,
             founder=self._node_id == self._spec.cluster,
@@ -215,10 +200,12 @@ class BrokerActor:
             self._metadata,
             self._hosts,
             disk.identity.id,
+            files,
             self._slot.path,
             str(self._slot.path / LEASE),
             self._report,
             self._member.begin_new_life,
+            self._member.told,
         )
         self._controlling.start()
         self._node.start()
@@ -228,25 +215,31 @@ class BrokerActor:
         assert self._node is not None
         return self._node.identity.id
 
-    def ready(self) -> BrokerReady:
+    def ready(self) -> m.BrokerReady:
         """Waits until the broker serves. Raises why it cannot start."""
-        self._await_start()
-        return BrokerReady(str(self._root), self._metadata.cluster_id, self._broker_id, os.getpid(), self._problems)
+        with contextlib.suppress(ActorLost):
+            self._await_start()
+        if self._failure is not None:
+            raise self._failure
+        return m.BrokerReady(str(self._root), self._metadata.cluster_id, self._broker_id, os.getpid(), self._problems)
 
     def _await_start(self) -> None:
         if not self._started.wait(2 * START_TIMEOUT_S):
             raise RequestTimeout(f"the broker did not start within {2 * START_TIMEOUT_S:.0f} s")
         if self._failure is not None:
-            raise self._failure
+            raise ActorLost(f"the broker of this node could not start: {self._failure}")
 
     def _await_service(self) -> None:
         """Until the groups' log is served and all replicas here are open; and, where this broker brings the cluster up,
         until the other nodes' brokers have joined."""
         for name in internal_topics():
             deadline = time.monotonic() + START_TIMEOUT_S
+            version = self._metadata.version
             while self._metadata.wait_until_served(name, 1.0) is None:
                 if time.monotonic() > deadline:
                     raise RequestTimeout(f"nobody has made {name} within {START_TIMEOUT_S:.0f} s")
+                self._metadata.wait_for_change(version, 1.0)
+                version = self._metadata.version
         self._reconciler.wait_until_settled(START_TIMEOUT_S)
         if self._node_id == self._spec.cluster:
             deadline = time.monotonic() + OTHERS_TIMEOUT_S
@@ -283,18 +276,24 @@ class BrokerActor:
 
     # The cluster ----------------------------------------------------------------------------------------------------
 
+    @property
+    def _controller(self) -> int | None:
+        leader = self._node.status.leader if self._node is not None else None
+        return None if leader is None else leader.id
+
     def _status_changed(self, status: Status) -> None:
         self._member.beat()
         self._controlling.wake()
 
     def _look_around(self) -> None:
-        """Finds brokers whose address is not known, and as the controller nodes that have none. Ray may keep this
-        thread waiting; nobody else waits for it."""
+        """Finds brokers whose address is not known, and starts those of nodes that have none: as the controller, or
+        while there is none, which the majority's return may end. Ray may keep this thread waiting; nobody else waits
+        for it."""
         while not self._stopping.is_set():
             self._peers.unknown.wait(POLL_S)
             try:
                 self._meet()
-                if self._controlling.leads:
+                if self._controlling.leads or self._controller is None:
                     self._enlist()
             except Exception as error:
                 logger.info("the other brokers cannot be found: %s", error)
@@ -330,7 +329,7 @@ class BrokerActor:
             with self._metadata.image() as image:
                 missing = name not in image.topics and any(not broker.fenced for broker in image.brokers.values())
             if missing:
-                self._controlling.decide(partial(_create_internal_topic, request, secrets.token_hex(16)))
+                self._controlling.decide(partial(create_topic, request, secrets.token_hex(16), internal=True))
 
     def _enlist(self) -> None:
         spec = replace(self._spec, embedded=False) if not self._spec.embedded else self._spec
@@ -349,14 +348,13 @@ class BrokerActor:
         if other is not None and other.broker_id is not None:
             self._peers.learn(other.broker_id, other.actor)
         node = self._node
-        leader = node.status.leader if node is not None else None
         return m.HelloReply(
             actor=self._name,
             node_id=self._node_id,
             broker_id=None if node is None else node.identity.id,
             directory_id="" if node is None else node.identity.directory_id,
             cluster_id=None if node is None else node.cluster_id,
-            controller=None if leader is None else leader.id,
+            controller=self._controller,
             error="" if self._failure is None else str(self._failure),
         )
 
@@ -383,7 +381,7 @@ class BrokerActor:
             reply: Any = self._controlling.register(request)
             self._peers.learn(reply.broker_id, request.actor)
         else:
-            reply = self._controlling.decide(lambda controller: _DECISIONS[method](controller, request))
+            reply = self._controlling.decide(lambda controller: DECISIONS[method](controller, request))
         return m.Decided(reply=reply, version=self._metadata.version)
 
     # Asking the controller ------------------------------------------------------------------------------------------
@@ -401,8 +399,17 @@ class BrokerActor:
     # Actors of this node --------------------------------------------------------------------------------------------
 
     def _actor_lost(self, name: str) -> None:
-        if not self._stopping.is_set() and self._node is not None:
-            self._reconciler.actor_lost(name)
+        with self._losses:
+            if self._lost_early is not None:
+                self._lost_early.append(name)
+            elif not self._stopping.is_set():
+                self._reconciler.actor_lost(name)
+
+    def _tell_early_losses(self) -> None:
+        with self._losses:
+            lost, self._lost_early = self._lost_early or [], None
+            for name in lost:
+                self._reconciler.actor_lost(name)
 
     def _keep_coordinator(self) -> None:
         """Until it works or the broker stops: Ray may need a moment to give us a process."""
@@ -439,11 +446,11 @@ class BrokerActor:
         if version != request.known_version:
             topics = self._metadata.topics(request.topics, internal=request.internal)
         known = {topic.name for topic in topics or ()}
-        leader = self._node.status.leader if self._node is not None else None
+        controller = self._controller
         return m.MetadataReply(
             version=version,
             cluster_id=self._metadata.cluster_id,
-            brokers=self._metadata.brokers(-1 if leader is None else leader.id, self._member.free_bytes),
+            brokers=self._metadata.brokers(-1 if controller is None else controller, self._member.free_bytes),
             topics=topics,
             missing=tuple(name for name in request.topics or () if topics is not None and name not in known),
         )

@@ -136,10 +136,7 @@ class Controlling:
             known = image.brokers.get(request.broker_id)
             if known is None or known.incarnation != request.incarnation:
                 raise Fenced(f"broker {request.broker_id} has to register again")
-            leads_some = request.stopping and any(
-                record.leader == request.broker_id for held in image.partitions.values() for record in held.values()
-            )
-            news = known.fenced or known.coordinator != request.coordinator or leads_some
+            news = known.fenced or known.coordinator != request.coordinator
         if news:
             self.decide(lambda controller: controller.broker_heard(request))
             self.wake()
@@ -150,9 +147,8 @@ class Controlling:
         lease_until_ms = self._node.lease_until_ms
         sure = lease_until_ms is not None and lease_until_ms > self._clock.monotonic_ms()
         return m.BrokerHeartbeatReply(
-            fenced=False,
             lease_ms=LEASE_MS if sure else 0.0,
-            may_stop=request.stopping and not leads_some,
+            version=self._metadata.version,
             free_bytes=tuple(sorted(self.free_bytes.items())),
         )
 

@@ -270,6 +270,7 @@ class RayDirectory:
     async def _aside(self, find: Callable[[], Any], what: str) -> Any:
         """`find` off the loop: Ray looks names up without a deadline, for ever once its head is gone."""
         found: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        found.set_running_or_notify_cancel()  # whoever gives up waiting does not make the late answer an error
 
         def run() -> None:
             try:

@@ -20,7 +20,6 @@ from raystream.core.reorder import ReorderBuffer
 from raystream.core.replication import Answer, IsrChange, Probe, ProbeAnswer, ReplicationSettings, Send, Truncate
 from raystream.errors import (
     ActorLost,
-    NotLeader,
     OutOfOrderSequence,
     RaystreamError,
     RequestTimeout,
@@ -398,14 +397,9 @@ class Leading:
 
         self._outbox.alter_isr(spec.broker, request, SETTINGS.request_timeout_ms, then)
 
-    def serves(self) -> None:
-        """Raises NotLeader where a read could show less than an earlier leader has shown, or than a later one has."""
-        if self.alone:
-            return
-        if not self.core.serves_reads:
-            raise NotLeader("the new leader does not know yet what is committed: try again")
-        if not self._replica.lease_valid():
-            raise NotLeader("the broker has not heard from the controller for too long: another may lead by now")
+    def check_read(self) -> None:
+        """See `Leader.check_read`."""
+        self.core.check_read(self._clock.monotonic_ms(), self._replica.lease_until_ms())
 
 
 def unknown_outcome(error: RaystreamError) -> bool:

@@ -19,6 +19,7 @@ from raystream.actors.metadata import Metadata
 from raystream.actors.peers import Peers
 from raystream.actors.raft_node import RaftNode
 from raystream.clock import Clock
+from raystream.core.liveness import Grants, lease_until_ms
 from raystream.errors import Fenced, NotLeader, RaystreamError
 
 logger = logging.getLogger("raystream.broker")
@@ -59,10 +60,12 @@ class Membership:
         self._coordinator = coordinator
         self._here = here
         self._look = look
-        self._node: RaftNode
+        self._node: RaftNode | None = None
         self._beat = threading.Event()
         self._stopping = threading.Event()
         self._registering = threading.Lock()
+        self._granting = threading.Lock()
+        self._grants = Grants()
         self.incarnation = 0
         self.free_bytes: dict[int, int] = {}
 
@@ -97,6 +100,7 @@ class Membership:
 
     def _register(self) -> None:
         """A new life: until the controller has taken note of it, and this broker's metadata has."""
+        assert self._node is not None
         identity = self._node.identity
         deadline = time.monotonic() + REGISTER_TIMEOUT_S
         while not self._stopping.is_set():
@@ -131,7 +135,16 @@ class Membership:
     def begin_new_life(self) -> None:
         """Registers again: leaders forget what they knew of this broker's replicas. Raises why it cannot."""
         with self._registering:
+            with self._granting:
+                self._grants.end()
+                self._lease.extend(self._grants.until_ms)
             self._register()
+
+    def told(self, version: int) -> None:
+        """All replicas here go by the metadata of that version."""
+        with self._granting:
+            self._grants.told(version)
+            self._lease.extend(self._grants.until_ms)
 
     def _register_again(self) -> None:
         try:
@@ -140,10 +153,10 @@ class Membership:
             logger.warning("this broker cannot register: %s", error)
 
     def _send_heartbeat(self) -> None:
+        assert self._node is not None
         request = m.BrokerHeartbeatRequest(
             broker_id=self._node.identity.id,
             incarnation=self.incarnation,
-            applied_version=self._metadata.version,
             coordinator=self._coordinator(),
             free_bytes=shutil.disk_usage(self._root).free,
         )
@@ -151,7 +164,9 @@ class Membership:
         reply = self._at_controller("heartbeat", request, timeout_ms=HEARTBEAT_TIMEOUT_MS)
         self.free_bytes = dict(reply.free_bytes)
         if reply.lease_ms > 0:
-            self._lease.extend(sent_ms + reply.lease_ms)
+            with self._granting:
+                self._grants.granted(reply.version, lease_until_ms(sent_ms, reply.lease_ms))
+                self._lease.extend(self._grants.until_ms)
 
     # The controller -------------------------------------------------------------------------------------------------
 
@@ -161,8 +176,8 @@ class Membership:
         return decided
 
     def _at_controller(self, method: str, *arguments: Any, timeout_ms: float) -> Any:
-        leader = self._node.status.leader
-        if leader is None:
+        leader = self._node.status.leader if self._node is not None else None
+        if self._node is None or leader is None:
             raise NotLeader("the brokers have no controller at the moment: try again")
         if leader.id == self._node.identity.id:
             return self._here(method, *arguments)

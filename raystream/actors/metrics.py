@@ -6,8 +6,10 @@ small append.
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from ray.util import metrics as ray_metrics
@@ -23,14 +25,22 @@ _BOUNDS_MS: Final = [0.5, 1.0, 2.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 1000.0,
 MAX_SAMPLES: Final = 1024
 
 
+@dataclass(slots=True)
+class _Sums:
+    """Since they were last published."""
+
+    records: dict[tuple[str, int], int] = field(default_factory=dict)
+    bytes: dict[tuple[str, int], int] = field(default_factory=dict)
+    fetched_bytes: int = 0
+    latencies_ms: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_SAMPLES))
+
+
 class PartitionMetrics:
-    """Counts what one partition actor does."""
+    """Counts what one partition actor does, on the threads of all its callers."""
 
     def __init__(self) -> None:
-        self._records: dict[tuple[str, int], int] = {}
-        self._bytes: dict[tuple[str, int], int] = {}
-        self._fetched_bytes = 0
-        self._latencies_ms: deque[float] = deque(maxlen=MAX_SAMPLES)
+        self._lock = threading.Lock()
+        self._sums = _Sums()
         self._records_in = ray_metrics.Counter("raystream_records_in", "Records appended.", _TAGS)
         self._bytes_in = ray_metrics.Counter("raystream_bytes_in", "Bytes appended.", _TAGS)
         self._bytes_out = ray_metrics.Counter("raystream_bytes_out", "Bytes fetched.", ())
@@ -42,15 +52,20 @@ class PartitionMetrics:
 
     def appended(self, header: BatchHeader, latency_ms: float) -> None:
         key = (header.topic_id, header.partition)
-        self._records[key] = self._records.get(key, 0) + header.last_offset_delta + 1
-        self._bytes[key] = self._bytes.get(key, 0) + header.message_bytes
-        self._latencies_ms.append(latency_ms)
+        with self._lock:
+            self._sums.records[key] = self._sums.records.get(key, 0) + header.last_offset_delta + 1
+            self._sums.bytes[key] = self._sums.bytes.get(key, 0) + header.message_bytes
+            self._sums.latencies_ms.append(latency_ms)
 
     def fetched(self, reply: m.FetchReply) -> None:
-        self._fetched_bytes += sum(span.length for span in reply.spans) + sum(len(chunk) for chunk in reply.chunks)
+        size = sum(span.length for span in reply.spans) + sum(len(chunk) for chunk in reply.chunks)
+        with self._lock:
+            self._sums.fetched_bytes += size
 
     def publish(self, replicas: Mapping[tuple[str, int], Replica], statuses: Iterable[m.ReplicaStatus]) -> None:
-        """Hands the sums since the last call, and the logs' sizes, to Ray."""
+        """Hands the sums since the last call, and the logs' sizes, to Ray, which refuses to count by 0."""
+        with self._lock:
+            sums, self._sums = self._sums, _Sums()
         for status in statuses:
             key = (status.topic_id, status.partition)
             replica = replicas.get(key)
@@ -59,14 +74,13 @@ class PartitionMetrics:
             tags = {"topic": replica.spec.topic, "partition": str(status.partition)}
             self._log_bytes.set(status.size_bytes, tags)
             self._end_offset.set(status.end_offset, tags)
-            if records := self._records.pop(key, 0):
-                self._records_in.inc(records, tags)
-                self._bytes_in.inc(self._bytes.pop(key, 0), tags)
-        fetched, self._fetched_bytes = self._fetched_bytes, 0
-        if fetched:
-            self._bytes_out.inc(fetched)
-        while self._latencies_ms:
-            self._append_ms.observe(self._latencies_ms.popleft())
+            if key in sums.records:
+                self._records_in.inc(sums.records[key], tags)
+                self._bytes_in.inc(sums.bytes[key], tags)
+        if sums.fetched_bytes:
+            self._bytes_out.inc(sums.fetched_bytes)
+        for latency_ms in sums.latencies_ms:
+            self._append_ms.observe(latency_ms)
 
 
 class LagMetrics:

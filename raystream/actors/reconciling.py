@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -18,10 +18,13 @@ from raystream import messages as m
 from raystream.actors.hosts import Hosts, Key
 from raystream.actors.metadata import Metadata
 from raystream.errors import RaystreamError
+from raystream.storage.files import Files
 
 logger = logging.getLogger("raystream.broker")
 
 RETRY_S: Final = 0.5
+OPEN_AGAIN_S: Final = 5.0
+"""A replica that could not be opened is tried again after so long: the disk may have been full, or away."""
 IDLE_S: Final = 5.0
 QUARANTINE: Final = "quarantine"
 
@@ -38,21 +41,27 @@ class Reconciler:
         metadata: Metadata,
         hosts: Hosts,
         broker_id: int,
+        files: Files,
         slot: Path,
         lease_path: str,
         report: Report,
         begin_new_life: Callable[[], None],
+        told: Callable[[int], None],
     ) -> None:
         self._metadata = metadata
         self._hosts = hosts
         self._broker_id = broker_id
+        self._files = files
         self._slot = slot
         self._lease_path = lease_path
         self._report = report
         self._begin_new_life = begin_new_life
+        self._told = told
         self._lock = threading.Lock()
         self._opened: dict[Key, m.ReplicaSpec] = {}
         self._served: dict[Key, m.ServedReplica] = {}
+        self._refused: dict[Key, float] = {}
+        """When replicas could not be opened."""
         self._opening: dict[Key, m.ReplicaSpec] = {}
         self._closing: set[Key] = set()
         self._lost: set[Key] = set()
@@ -132,21 +141,26 @@ class Reconciler:
         self._lost.clear()
         if self._metadata.version < self._not_before:
             return False
+        version = self._metadata.version
         wanted = {}
         for key in self._metadata.replicas_on(self._broker_id):
             spec = self._metadata.spec(key, self._broker_id, str(self._directory(key)), self._lease_path)
             if spec is not None:
                 wanted[key] = spec
         with self._lock:
+            self._forget_refusals()
             news = [spec for key, spec in wanted.items() if key in self._served and self._served[key].actor]
             news = [spec for spec in news if self._opened.get((spec.topic_id, spec.partition)) != spec]
             fresh = {key: spec for key, spec in wanted.items() if key not in self._served and key not in self._opening}
             gone = {key for key in self._served if key not in wanted} - self._closing
+            outdated = bool(gone or self._closing) or any(wanted.get(key) != s for key, s in self._opening.items())
             self._opening.update(fresh)
             self._closing |= gone
         if fresh or gone:
             self._work.set()
         done = self._update(news)
+        if done and not outdated:
+            self._told(version)
         changed = tuple(
             served
             for key, served in list(self._served.items())
@@ -159,6 +173,16 @@ class Reconciler:
         if settled and all(key in self._served for key in wanted):
             self._settled.set()
         return settled
+
+    def _forget_refusals(self) -> None:
+        """*lock held* What could not be opened a while ago is opened again, unless its log is corrupt."""
+        for key, when in list(self._refused.items()):
+            served = self._served.get(key)
+            if served is None or served.actor or served.error.startswith(m.CORRUPT_LOG):
+                del self._refused[key]
+            elif time.monotonic() - when >= OPEN_AGAIN_S:
+                del self._refused[key], self._served[key]
+                self._opened.pop(key, None)
 
     def _begin_corrupt_anew(self) -> None:
         """Replicas whose log is corrupt, and which nobody counts on any more, are put aside and filled from the others.
@@ -256,6 +280,8 @@ class Reconciler:
                     if actor or error:
                         self._served[key] = m.ServedReplica(*key, actor, error)
                         self._opened[key] = spec
+                        if error:
+                            self._refused[key] = time.monotonic()
             self._wake.set()
         with self._lock:
             stale = [key for key in self._opening if self._metadata.spec(key, self._broker_id, "", "") is None]
@@ -269,7 +295,7 @@ class Reconciler:
             return
         self._hosts.close(closing)
         for key in closing:
-            shutil.rmtree(self._directory(key), ignore_errors=True)
+            self._files.remove_directory(str(self._directory(key)))
             with self._lock:
                 self._closing.discard(key)
                 self._served.pop(key, None)
@@ -283,15 +309,15 @@ class Reconciler:
         """Directories of partitions that the metadata does not know are kept, out of the way: the metadata may be what
         is missing."""
         known = {self._directory(key).name for key in self._metadata.replicas_on(self._broker_id)}
-        for entry in self._slot.iterdir():
-            topic_id, dash, number = entry.name.rpartition("-")
-            is_replica = entry.is_dir() and dash and number.isdigit() and len(topic_id) == 32
-            if is_replica and entry.name not in known:
-                logger.warning("%s belongs to no partition that the metadata knows: it is put aside", entry)
-                self._put_aside(entry)
+        for name in self._files.directories(str(self._slot)):
+            topic_id, dash, number = name.rpartition("-")
+            if dash and number.isdigit() and len(topic_id) == 32 and name not in known:
+                logger.warning(
+                    "%s/%s belongs to no partition that the metadata knows: it is put aside", self._slot, name
+                )
+                self._put_aside(self._slot / name)
 
     def _put_aside(self, directory: Path) -> None:
         aside = self._slot / QUARANTINE
-        aside.mkdir(exist_ok=True)
-        if directory.exists():
-            os.replace(directory, aside / f"{directory.name}.{os.urandom(4).hex()}")
+        self._files.makedirs(str(aside))
+        self._files.move_directory(str(directory), str(aside / f"{directory.name}.{os.urandom(4).hex()}"))

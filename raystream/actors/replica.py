@@ -61,7 +61,7 @@ class Replica:
         """What is known to be bad in the log and is not repaired; the scrubber's to set."""
         self._files = files
         self._outbox = outbox
-        self._lease_until_ms = lease_until_ms
+        self.lease_until_ms = lease_until_ms
         self._published = threading.Condition()
         self._parked = 0
 
@@ -142,10 +142,6 @@ class Replica:
         with self._published:
             self.high_watermark = high_watermark
             self._published.notify_all()
-
-    def lease_valid(self) -> bool:
-        """Whether this broker cannot have been fenced yet."""
-        return self._lease_until_ms() > self.clock.monotonic_ms()
 
     def note(self, what: str, error: Exception | None) -> None:
         """Something did not work that will be tried again."""
@@ -293,7 +289,7 @@ class Replica:
 
     def _check_reads(self, follower: bool) -> None:
         if isinstance(self.role, Leading):
-            self.role.serves()
+            self.role.check_read()
         elif not follower:
             raise NotLeader(f"{self.name} is led by broker {self.spec.leader}, not from here")
 

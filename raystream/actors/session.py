@@ -20,7 +20,8 @@ from typing import Any, Final
 
 import ray
 
-from raystream.actors.broker import BrokerActor, BrokerReady, BrokerSpec
+from raystream import messages as m
+from raystream.actors.broker import BrokerActor
 from raystream.actors.finding import broker_name, find_broker, find_brokers
 from raystream.actors.handles import RayDirectory, translated, wait_for
 from raystream.actors.launch import end_actor, start_actor
@@ -241,7 +242,7 @@ def _bring_up(
     owns_ray: bool = False,
 ) -> Session:
     address = str(ray.get_runtime_context().gcs_address)
-    spec = BrokerSpec(
+    spec = m.BrokerSpec(
         namespace=namespace,
         root=None if data_dir is None else str(Path(data_dir).absolute()),
         cluster=_ray_life(),
@@ -267,7 +268,7 @@ def _bring_up(
     )
 
 
-def _ready(namespace: str, spec: BrokerSpec) -> BrokerReady:
+def _ready(namespace: str, spec: m.BrokerSpec) -> m.BrokerReady:
     """Waits until a broker is up, this node's where it has one; starts the head's where there is none at all, which
     brings up the others. Raises why it cannot start."""
     near = ray.get_runtime_context().get_node_id()
@@ -285,7 +286,7 @@ def _ready(namespace: str, spec: BrokerSpec) -> BrokerReady:
                 max_restarts=-1,
             )
         try:
-            ready: BrokerReady = wait_for(handle.ready.remote(), START_TIMEOUT_MS)
+            ready: m.BrokerReady = wait_for(handle.ready.remote(), START_TIMEOUT_MS)
             return ready
         except RequestTimeout:
             raise

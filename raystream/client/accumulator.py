@@ -85,14 +85,12 @@ class Accumulator:
 
     def __init__(
         self,
-        config: ProducerConfig,
         clock: Clock,
         ledger: Ledger,
         is_loop: Callable[[], bool],
         opened: Callable[[Sink, Chunk], None],
         sealed: Callable[[Sink], None],
     ) -> None:
-        self._config = config
         self._clock = clock
         self._ledger = ledger
         self._lock = ledger.lock

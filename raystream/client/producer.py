@@ -87,7 +87,7 @@ class Producer:
         self._sender = Sender(routing, config, self._ledger, self.stats, partitioner)
         self._partitioner = partitioner
         self._accumulator = Accumulator(
-            config, routing.clock, self._ledger, loop.is_current, self._chunk_opened, self._chunk_sealed
+            routing.clock, self._ledger, loop.is_current, self._chunk_opened, self._chunk_sealed
         )
         self._sender.accumulator = self._accumulator
         self._with_room = self._accumulator.with_room

@@ -76,10 +76,10 @@ def _drains(image: MetadataImage, broker_id: int) -> bool:
 class Balance:
     """Moves replicas on a draft of the image."""
 
-    def __init__(self, draft: Draft, brokers: Collection[int]) -> None:
+    def __init__(self, draft: Draft) -> None:
         self._draft = draft
         self._image = draft.image
-        self._able = brokers
+        self._able = able(draft.image)
         self._racks = {broker.broker_id: broker.rack for broker in self._image.brokers.values()}
         self._held, self._leads = loads(all_partitions(self._image))
 
@@ -141,22 +141,23 @@ class Balance:
         return 3 if broker_id in record.elr else 4
 
 
-def upkeep(image: MetadataImage, brokers: Collection[int], stopping: Collection[int] = ()) -> Records:
+def upkeep(image: MetadataImage) -> Records:
     """One round: up to MAX_CHANGES partitions, up to MAX_MOVES moved at a time. Nothing, where all is as it should be.
 
     In this order: leads leave replicas that cannot be opened; replicas leave brokers that are drained; internal topics
     come to min(3, live brokers) replicas, and then say so; leads go to preferred replicas that are in sync and open.
     """
-    found = _Findings(image, stopping)
+    found = _Findings(image)
     draft = Draft(image)
     left = MAX_CHANGES
     for record, leader in found.unserved[:left]:
         draft.add([led_by(record, leader)])
     left -= len(draft.records)
     moves = max(min(left, MAX_MOVES - found.moving), 0)
+    brokers = able(image)
     short = found.short(brokers)
     if found.drained or short:
-        balance = Balance(draft, brokers)
+        balance = Balance(draft)
         for record in found.drained:
             if moves and balance.drain(record, internal=found.is_internal(record)):
                 moves, left = moves - 1, left - 1
@@ -193,7 +194,7 @@ def with_topic(image: MetadataImage, topic: TopicRecord) -> Records:
 class _Findings:
     """What there is to do, in one walk over the partitions."""
 
-    def __init__(self, image: MetadataImage, stopping: Collection[int]) -> None:
+    def __init__(self, image: MetadataImage) -> None:
         self._image = image
         self._live = {b.broker_id for b in image.brokers.values() if not b.fenced}
         self._draining = {b.broker_id for b in image.brokers.values() if b.draining}
@@ -203,11 +204,10 @@ class _Findings:
         self.unserved: list[tuple[PartitionRecord, int]] = []
         self.drained: list[PartitionRecord] = []
         self.misled: list[PartitionRecord] = []
-        fit = self._live - self._draining - set(stopping)
         for record in all_partitions(image):
-            self._look_at(record, fit)
+            self._look_at(record)
 
-    def _look_at(self, record: PartitionRecord, fit: Collection[int]) -> None:
+    def _look_at(self, record: PartitionRecord) -> None:
         if record.adding and record.leader != NO_LEADER and self._live.issuperset(record.adding):
             self.moving += 1
         if self._draining and not self._draining.isdisjoint(target(record)):
@@ -221,7 +221,8 @@ class _Findings:
                 self.unserved.append((record, other))
                 return
         first = record.replicas[0]
-        if first == record.leader or first not in fit or first not in record.isr or record.adding or record.removing:
+        fit = first in self._live and first not in self._draining and first in record.isr
+        if first == record.leader or not fit or record.adding or record.removing:
             return
         if serves(self._image, record, first):
             self.misled.append(record)

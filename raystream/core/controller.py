@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-from collections.abc import Collection, Iterable
 from typing import Final
 
 from raystream import config as settings
 from raystream.config import MAX_PARTITIONS, TopicConfig
 from raystream.core import arguments, balance, topic_names
 from raystream.core.draft import Draft, forgetting
-from raystream.core.elections import NO_LEADER, Elections
+from raystream.core.elections import Elections
 from raystream.core.metadata import (
     BrokerRecord,
     ClusterRecord,
@@ -64,16 +63,11 @@ def was_removed(broker: BrokerRecord) -> bool:
 
 
 class Controller:
-    """Decides over one image. `brokers` are the ids of those that may take replicas; None: all that live and stay."""
+    """Decides over one image."""
 
-    def __init__(self, image: MetadataImage, brokers: Collection[int] | None = None) -> None:
+    def __init__(self, image: MetadataImage) -> None:
         self._image = image
         self._elections = Elections(image)
-        self._fixed_brokers = brokers
-
-    @property
-    def _brokers(self) -> Collection[int]:
-        return balance.able(self._image) if self._fixed_brokers is None else self._fixed_brokers
 
     def format(self, cluster_id: str) -> Records:
         """An empty log becomes a cluster's."""
@@ -140,31 +134,14 @@ class Controller:
         return asked
 
     def broker_heard(self, request: BrokerHeartbeatRequest) -> Records:
-        """A broker that lives: from now on it can be in ISRs and lead. Raises Fenced for an earlier life.
-
-        One that is stopping leads nothing any more that another replica in sync can lead. Once it leads nothing, it is
-        fenced, so that no leader waits for it and nobody gives leads back to it.
-        """
+        """A broker that lives: from now on it can be in ISRs and lead. Raises Fenced for an earlier life."""
         known = self._speaker(request.broker_id, request.incarnation)
-        if request.stopping:
-            return self._stopping(known)
         records = self._elections.broker_unfenced(known.broker_id, known.incarnation)
         if known.coordinator != request.coordinator:
             now = records[0] if records else known
             assert isinstance(now, BrokerRecord)
             records = [dataclasses.replace(now, coordinator=request.coordinator), *records[1:]]
         return records
-
-    def _stopping(self, known: BrokerRecord) -> Records:
-        draft = Draft(self._image)
-        led = [record for record in balance.all_partitions(self._image) if record.leader == known.broker_id]
-        for record in led:
-            other = balance.successor(self._image, record)
-            if other != NO_LEADER:
-                draft.add([balance.led_by(record, other)])
-        if len(draft.records) == len(led):
-            draft.add(Elections(draft.image).broker_fenced(known.broker_id, known.incarnation))
-        return draft.records
 
     def fence(self, broker_id: int) -> Records:
         """A broker that has not been heard for too long leads nothing and is in no ISR until it is heard again."""
@@ -294,7 +271,7 @@ class Controller:
         draft = Draft(self._image)
         draft.add(balance.with_topic(self._image, topic))
         if request.replication_factor is not None:
-            moving = balance.Balance(draft, self._brokers)
+            moving = balance.Balance(draft)
             for record in draft.image.partitions_of(topic.topic_id):
                 moving.bring_to(record, topic.replication_factor)
         draft.add(self._new_partitions(draft.image, topic, have, wanted))
@@ -317,7 +294,7 @@ class Controller:
             raise InvalidArgument(
                 f"the cluster would hold {total:,} partitions; {MAX_PARTITIONS_PER_CLUSTER:,} are allowed"
             )
-        brokers = self._brokers
+        brokers = balance.able(image)
         if len(brokers) < topic.replication_factor:
             raise Unavailable(
                 f"topic {topic.name!r} keeps {topic.replication_factor} replicas; {len(brokers)} brokers are there now"
@@ -345,7 +322,7 @@ class Controller:
         return self._image.topic(name)
 
     def _replication_factor(self, wanted: int | None, *, at_least_possible: int = 0) -> int:
-        live = len(self._brokers)
+        live = len(balance.able(self._image))
         if not live:
             raise Unavailable("no broker has registered yet, or none is heard of now")
         if wanted is None:
@@ -426,23 +403,9 @@ class Controller:
                 )
         return records
 
-    def new_incarnations(self, partitions: Iterable[tuple[str, int]]) -> Records:
-        """New lives for replicas that are about to be opened: their leader epoch grows, which fences the old ones.
-
-        Raises PartitionNotFound.
-        """
-        records = [self._image.partition(topic_id, number) for topic_id, number in partitions]
-        return [
-            dataclasses.replace(record, leader_epoch=record.leader_epoch + 1, incarnation=record.incarnation + 1)
-            for record in records
-        ]
-
-    def upkeep(self, stopping: Collection[int] = ()) -> Records:
-        """What the controller does by itself; see `balance.upkeep`. To be called again until it returns nothing.
-
-        `stopping` are brokers that have said that they stop: they get no leads back.
-        """
-        return balance.upkeep(self._image, self._brokers, stopping)
+    def upkeep(self) -> Records:
+        """What the controller does by itself; see `balance.upkeep`. To be called again until it returns nothing."""
+        return balance.upkeep(self._image)
 
 
 def _check_min_insync(topic: str, config: TopicConfig, factor: int) -> None:

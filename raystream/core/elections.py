@@ -62,10 +62,6 @@ class Elections:
                 records.append(self._changed(record, back=broker_id))
         return records
 
-    def broker_shut_down_uncleanly(self, broker_id: int) -> Records:
-        """What a broker has on its disk is not known any more: it is in no ISR and no ELR until it has caught up."""
-        return list(self._left(broker_id, clean=False))
-
     def _left(self, broker_id: int, *, clean: bool) -> Iterator[PartitionRecord]:
         for record in self._partitions():
             counted = broker_id in record.isr or (not clean and broker_id in record.elr)
@@ -145,11 +141,6 @@ class Elections:
         if unclean and live is not None:
             return [self._changed(record, isr=(live,), leader=live, unclean=record.replicas)]
         return []
-
-    def preferred_leaders(self, at_most: int | None = None) -> Records:
-        """Leads go to the first replica where that is in sync and another leads: balances what failures have moved."""
-        better = [record for record in self._partitions() if self._preferred_is_better(record)]
-        return [self._changed(record, leader=record.replicas[0]) for record in better[:at_most]]
 
     def _preferred_is_better(self, record: PartitionRecord) -> bool:
         first = record.replicas[0]

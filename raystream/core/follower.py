@@ -98,7 +98,6 @@ class Follower:
             leader_epoch=self.leader_epoch,
             round=request.round,
             end_offset=self.end_offset,
-            flushed_end_offset=self.flushed_end_offset,
             epochs=self._epochs,
         )
 

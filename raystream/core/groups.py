@@ -80,11 +80,6 @@ class Groups:
         self._topics.know(topic_ids)
         return Decision(offsets.outdated(self._groups.values(), topic_ids))
 
-    def drop_topics(self, topics: set[str]) -> Decision:
-        """Forgets positions in topics that were deleted."""
-        gone = [r for group in self._groups.values() for r in group.offsets.values() if r.topic in topics]
-        return Decision(tuple(removed(record) for record in gone))
-
     # Looks ----------------------------------------------------------------------------------------------------------
 
     def describe(self, name: str, now_ms: float) -> m.GroupInfo:

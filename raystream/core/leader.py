@@ -67,7 +67,6 @@ class Leader:
         self._proposed: IsrChange | None = None
         self._claimed: frozenset[int] = frozenset()
         self._next_proposal_ms = -math.inf
-        self._heartbeat_sent_ms = -math.inf
         self._followers = {
             broker: Progress(broker, now_ms if broker in state.isr else -math.inf)
             for broker in state.replicas
@@ -118,13 +117,18 @@ class Leader:
                 f"{len(self._state.isr)} replicas are in sync, and min_insync_replicas is {self.min_insync_replicas}"
             )
 
-    def heartbeat_answered(self, sent_ms: float) -> None:
-        """The controller has answered the heartbeat that was sent then."""
-        self._heartbeat_sent_ms = max(self._heartbeat_sent_ms, sent_ms)
+    def check_read(self, now_ms: float, lease_until_ms: float) -> None:
+        """Raises NotLeader where a read could show less than an earlier leader has shown, or than a later one has.
 
-    def lease_valid(self, now_ms: float) -> bool:
-        """Whether the controller cannot have fenced this broker yet for not hearing it. Bounds how stale reads are."""
-        return not self.deposed and now_ms - self._heartbeat_sent_ms < self._settings.lease_ms
+        The latter holds while the broker's lease does, see `liveness.lease_until_ms`. Who holds the partition alone
+        needs none.
+        """
+        if not self._followers:
+            return
+        if not self.serves_reads:
+            raise NotLeader("the new leader does not know yet what is committed: try again")
+        if now_ms >= lease_until_ms:
+            raise NotLeader("the broker has not heard from the controller for too long: another may lead by now")
 
     # The log --------------------------------------------------------------------------------------------------------
 

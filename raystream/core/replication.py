@@ -23,12 +23,10 @@ UNKNOWN = -1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicationSettings:
-    """How a leader replicates. Both `lease_ms` and `max_lag_ms` count from the sending of what was answered."""
+    """How a leader replicates."""
 
     max_lag_ms: float = 10_000
-    """A follower that has not caught up for so long leaves the ISR."""
-    lease_ms: float = 2_000
-    """At most the time after which the controller fences a broker that it does not hear."""
+    """A follower that has not caught up for so long leaves the ISR; it counts from the sending of what it answered."""
     heartbeat_interval_ms: float = 500
     request_timeout_ms: float = 2_000
     retry_ms: float = 500
@@ -115,7 +113,6 @@ class ProbeAnswer:
     leader_epoch: int
     round: int
     end_offset: int
-    flushed_end_offset: int
     epochs: EpochStarts
 
 

@@ -8,6 +8,32 @@ from typing import Any, Final
 from raystream.messages.protocol import PROTOCOL
 
 
+@dataclass(frozen=True, slots=True)
+class BrokerSpec:
+    """What a broker is started with. `root` None: $RAYSTREAM_DATA or ~/.raystream of the broker's node.
+    `cluster` names this life of the Ray cluster; it is the head's node id. `embedded`: its starter owns the root."""
+
+    namespace: str
+    root: str | None
+    cluster: str
+    address: str
+    embedded: bool
+    protocol: int = PROTOCOL
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerReady:
+    """What a broker says once it serves."""
+
+    root: str
+    cluster_id: str
+    broker_id: int
+    pid: int
+    problems: tuple[str, ...] = ()
+    """Why brokers of other nodes have not joined."""
+    protocol: int = PROTOCOL
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HelloReply:
     """What a broker says of itself: who its disk says it is (None on an empty one), and whom it takes for the
@@ -56,25 +82,22 @@ class RegisterBrokerReply:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrokerHeartbeatRequest:
-    """A broker's sign of life; one that is `stopping` wants to lead nothing any more. `applied_version` says how much
-    of the metadata it has taken in."""
+    """A broker's sign of life."""
 
     broker_id: int
     incarnation: int
-    applied_version: int
     coordinator: str = ""
     free_bytes: int = 0
-    stopping: bool = False
     protocol: int = PROTOCOL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrokerHeartbeatReply:
-    """`lease_ms` counts from the sending of the heartbeat. `may_stop`: it leads nothing any more."""
+    """`lease_ms` counts from the sending of the heartbeat, once the broker's replicas have been told what the metadata
+    of that `version` says; 0: the controller may not be one any more."""
 
-    fenced: bool
     lease_ms: float
-    may_stop: bool = False
+    version: int
     free_bytes: tuple[tuple[int, int], ...] = ()
     """(broker id, bytes) of every broker's disk."""
 

@@ -1,7 +1,7 @@
 """Which leader epoch wrote which part of a log: what two replicas compare to find where they part.
 
-Truncation goes by (epoch, end offset) and never by a high watermark (KIP-101, KIP-279): a replica asks where, in the
-leader's log, the last epoch that it knows ends, and drops what it has beyond.
+Truncation goes by (epoch, end offset) and never by a high watermark (KIP-101, KIP-279): a leader compares a follower's
+epochs with its own, see `core.replication.truncation_point`, and the follower drops what it has beyond.
 """
 
 from __future__ import annotations
@@ -38,15 +38,6 @@ class Epochs:
         """A batch of `epoch` stands at `base_offset`. Older epochs than the last change nothing."""
         if epoch > self.last:
             self._starts = (*self._starts, EpochStart(epoch, base_offset))
-
-    def end_of(self, epoch: int, end_offset: int) -> EpochStart:
-        """The greatest epoch in the log that is `epoch` or less, and the offset where it ends; `end_offset` is the
-        log's end. (-1, 0) where every epoch here is greater."""
-        after = bisect_right(self._starts, epoch, key=itemgetter(0))
-        if after == 0:
-            return EpochStart(-1, 0)
-        end = self._starts[after].start_offset if after < len(self._starts) else end_offset
-        return EpochStart(self._starts[after - 1].epoch, end)
 
     def cut(self, end_offset: int) -> None:
         """Forgets epochs that begin at or past the log's new end."""

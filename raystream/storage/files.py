@@ -11,6 +11,7 @@ import errno
 import fcntl
 import mmap
 import os
+import shutil
 import sys
 import weakref
 from collections.abc import Sequence
@@ -55,6 +56,15 @@ class Files(Protocol):
     def makedirs(self, directory: str) -> None: ...
 
     def listdir(self, directory: str) -> list[str]: ...
+
+    def directories(self, directory: str) -> list[str]:
+        """The names of the directories inside."""
+
+    def remove_directory(self, directory: str) -> None:
+        """Removes a directory with all in it, as far as that is possible; a crash may bring parts of it back."""
+
+    def move_directory(self, directory: str, to: str) -> None:
+        """Gives a directory another name on the same file system, durably; one that is missing already is fine."""
 
     def size(self, path: str) -> int: ...
 
@@ -115,6 +125,22 @@ class DiskFiles:
             return sorted(os.listdir(directory))
         except OSError as error:
             raise storage_error(error, "list", directory) from None
+
+    def directories(self, directory: str) -> list[str]:
+        return [name for name in self.listdir(directory) if os.path.isdir(os.path.join(directory, name))]
+
+    def remove_directory(self, directory: str) -> None:
+        shutil.rmtree(directory, ignore_errors=True)
+
+    def move_directory(self, directory: str, to: str) -> None:
+        try:
+            os.replace(directory, to)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise storage_error(error, "move", directory) from None
+        for changed in {os.path.dirname(directory) or ".", os.path.dirname(to) or "."}:
+            self.sync_dir(changed)
 
     def size(self, path: str) -> int:
         try:

@@ -8,7 +8,7 @@ it and open it again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Final
 
@@ -37,7 +37,6 @@ from raystream.storage.producer_state import ProducerState
 from raystream.storage.recovery import Recovered, Recovery
 from raystream.storage.room import MIN_FREE_BYTES, Room
 from raystream.storage.segment import Identity, Segment
-from raystream.storage.verify import verify
 
 LOCK_NAME: Final = "lock"
 
@@ -343,10 +342,6 @@ class Log:
                 time_column=self._time_column,
             ),
         )
-
-    def verify(self, progress: Callable[[int, int], None] | None = None) -> list[str]:
-        """Reads every file and checks every CRC. A sentence for each problem; `progress(done_bytes, of_bytes)`."""
-        return verify(self._files, self._directory, self._segments, progress)
 
     def _check_range(self, offset: int) -> None:
         start, end = self.start_offset, self.end_offset

@@ -135,6 +135,25 @@ class MemoryFiles:
     def listdir(self, directory: str) -> list[str]:
         return sorted(posixpath.basename(path) for path in self._entries if posixpath.dirname(path) == directory)
 
+    def directories(self, directory: str) -> list[str]:
+        return sorted(posixpath.basename(each) for each in self._directories if posixpath.dirname(each) == directory)
+
+    def remove_directory(self, directory: str) -> None:
+        self._begin("remove", directory)
+        for path in [path for path in self._entries if path.startswith(directory + "/")]:
+            del self._entries[path]
+        self._directories = {d for d in self._directories if d != directory and not d.startswith(directory + "/")}
+
+    def move_directory(self, directory: str, to: str) -> None:
+        self._begin("move", directory)
+        if directory not in self._directories:
+            return
+        for entries in (self._entries, self._synced_entries):
+            for path in [path for path in entries if path.startswith(directory + "/")]:
+                entries[to + path[len(directory) :]] = entries.pop(path)
+        inside = {d for d in self._directories if d == directory or d.startswith(directory + "/")}
+        self._directories = self._directories - inside | {to + d[len(directory) :] for d in inside}
+
     def size(self, path: str) -> int:
         return len(self._file(path).now)
 

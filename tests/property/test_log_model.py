@@ -17,6 +17,7 @@ from raystream.storage.log import Log
 from raystream.storage.memory_files import MemoryFiles
 from raystream.storage.producer_state import Duplicate, Fresh
 from tests.fakes.logs import FIRST_MS, Message, append, commit, message, open_log, read_all
+from tests.fakes.verify import verify
 
 PRODUCERS = (5, 6)
 FAULTS = (errno.ENOSPC, errno.EIO)
@@ -167,7 +168,7 @@ class LogMachine(RuleBasedStateMachine):
         except StorageError:
             self.failed, self.failed_of = tail
         else:
-            self.log.verify()
+            verify(self.log)
         self.files.fail_at(10**9, errno.EIO)
         self.flushed = kept if not self.failed and tail[0] else min(self.flushed, kept)
         del self.appended[kept:], self.producer_of[kept:], self.epoch_of[kept:]
@@ -294,7 +295,7 @@ class LogMachine(RuleBasedStateMachine):
     @precondition(lambda self: not self.broken)
     @rule()
     def verify(self) -> None:
-        assert self.log.verify() == []
+        assert verify(self.log) == []
 
 
 TestLogMachine = LogMachine.TestCase

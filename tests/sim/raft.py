@@ -9,23 +9,21 @@ and overtakes. Faults come for a while; then everything heals, and the cluster m
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import heapq
 import random
 import sys
-import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from raystream.core.raft import Raft
 from raystream.core.raft_messages import NOTHING, Message, RaftSettings, Ready, Status, Voter, first_snapshot
 from raystream.errors import Unavailable
-from tests.sim.raft_checks import Checks, digest_after, require
+from tests.sim.raft_checks import Checks, digest_after
 from tests.sim.raft_disk import Disk, identity
 from tests.sim.raft_faults import Faults
+from tests.sim.world import Outcome, World, main, require
 
 FAULTS_MS: Final = 8_000.0
 HEAL_MS: Final = 4_000.0
@@ -41,17 +39,6 @@ class Shell:
     sends_after_sync: bool = True
     keeps_directory_id_when_wiped: bool = False
     max_voters_changed: int = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What a run came to."""
-
-    events: int
-    simulated_ms: float
-    committed: int
-    happened: Counter[str]
-    healed_after_ms: float
 
 
 class ElectionTimeouts(random.Random):
@@ -95,26 +82,17 @@ class SimulatedNode:
         return lease_ms is not None and self.now_ms() < lease_ms
 
 
-class Simulation:
-    """One run. `shell` plants bugs in the nodes' shells; `focus` names the only kinds of faults that shall happen."""
+class Simulation(World):
+    """One run. `shell` plants bugs in the nodes' shells."""
 
     def __init__(
         self, seed: int, *, shell: Shell | None = None, focus: tuple[str, ...] = (), verbose: bool = False
     ) -> None:
-        self.rng = random.Random(seed)
+        super().__init__(seed, focus=focus, verbose=verbose)
         self.shell = shell or Shell()
-        self.focus = focus
-        self.verbose = verbose
-        self.now_ms = 0.0
-        self.events = 0
-        self.calm = False
         self.on_status: Callable[[SimulatedNode, Status], None] = lambda node, status: None
-        self._queue: list[tuple[float, int, Callable[[], None]]] = []
-        self._serial = 0
         self._proposals = 0
         self._wanted = 0
-        self.cut: set[tuple[int, int]] = set()
-        """Links that are down, by direction."""
         rng = self.rng
         self.settings = RaftSettings(
             election_timeout_ms=300,
@@ -141,29 +119,6 @@ class Simulation:
         }
         for node in self.nodes.values():
             node.true_ms = lambda: self.now_ms
-
-    # Events ---------------------------------------------------------------------------------------------------------
-
-    def at(self, time_ms: float, event: Callable[[], None]) -> None:
-        """Has something happen."""
-        self._serial += 1
-        heapq.heappush(self._queue, (time_ms, self._serial, event))
-
-    def run_until(self, end_ms: float, *, until: Callable[[], bool] = lambda: False) -> bool:
-        """Runs events up to a time, or until something holds; says whether it came to hold."""
-        while self._queue and self._queue[0][0] <= end_ms:
-            self.now_ms, _, event = heapq.heappop(self._queue)
-            event()
-            self.events += 1
-            if until():
-                return True
-        self.now_ms = end_ms
-        return until()
-
-    def note(self, text: str) -> None:
-        """For whoever reads the run."""
-        if self.verbose:
-            print(f"{self.now_ms:10.2f}  {text}")
 
     # Nodes ----------------------------------------------------------------------------------------------------------
 
@@ -242,15 +197,13 @@ class Simulation:
                 self._send(ready)
             if ready.must_sync:
                 node.syncing = True
-                slow = not self.calm and self.rng.random() < self.slow_sync
-                delay_ms = self.rng.uniform(10, 150) if slow else self.rng.uniform(0.2, 3)
 
                 def synced(_: Raft, ready: Ready = ready) -> None:
                     node.disk.sync()
                     node.syncing = False
                     self._finish(node, ready)
 
-                self.at(self.now_ms + delay_ms, self.on(node, synced))
+                self.at(self.now_ms + self.sync_ms(), self.on(node, synced))
             else:
                 self._finish(node, ready)
         self._wake(node, raft)
@@ -294,24 +247,11 @@ class Simulation:
     def _send(self, ready: Ready) -> None:
         for message in ready.messages:
             self.checks.sent(message)
-            rng = self.rng
-            if not self.calm:
-                if (message.source.id, message.to.id) in self.cut or rng.random() < self.loss:
-                    continue
-                if rng.random() < self.repeats:
-                    self._deliver(message, rng.uniform(0.2, 1_000))
-                if rng.random() < self.slow:
-                    self._deliver(message, rng.uniform(5, 1_000))
-                    continue
-            self._deliver(message, rng.uniform(0.2, 3))
+            self.carry((message.source.id, message.to.id), partial(self._arrive, message))
 
-    def _deliver(self, message: Message, delay_ms: float) -> None:
+    def _arrive(self, message: Message) -> None:
         node = self.nodes[message.to.id]
-
-        def arrive() -> None:
-            self.on(node, lambda raft: raft.step(message, node.now_ms()))()
-
-        self.at(self.now_ms + delay_ms, arrive)
+        self.on(node, lambda raft: raft.step(message, node.now_ms()))()
 
     # Users ----------------------------------------------------------------------------------------------------------
 
@@ -365,9 +305,7 @@ def run(seed: int, *, shell: Shell | None = None, focus: tuple[str, ...] = (), v
     for node in simulation.nodes.values():
         simulation.start(node)
     users = random.Random(simulation.rng.getrandbits(32))
-
     busy = users.choice([(5, 60), (5, 60), (50, 400), (300, 3_000)])
-
     if focus:
         busy = (300, 3_000)
 
@@ -385,38 +323,11 @@ def run(seed: int, *, shell: Shell | None = None, focus: tuple[str, ...] = (), v
     return Outcome(
         events=simulation.events,
         simulated_ms=simulation.now_ms,
-        committed=len(simulation.checks.committed) - 1,
+        done=len(simulation.checks.committed) - 1,
         happened=simulation.checks.happened,
         healed_after_ms=healed_after_ms,
     )
 
 
-def main() -> int:
-    """Runs what the command line asks for."""
-    parser = argparse.ArgumentParser(prog="python -m tests.sim.raft", description=__doc__)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--verbose", action="store_true")
-    options = parser.parse_args()
-    started = time.perf_counter()
-    outcomes = []
-    for seed in range(options.seed, options.seed + options.seeds):
-        try:
-            outcomes.append(run(seed, verbose=options.verbose))
-        except AssertionError as error:
-            print(f"seed {seed}: {error}\nrepeat it with: python -m tests.sim.raft --seed {seed} --verbose")
-            return 1
-    took_s = time.perf_counter() - started
-    simulated_s = sum(outcome.simulated_ms for outcome in outcomes) / 1e3
-    print(
-        f"{len(outcomes)} seeds, {sum(outcome.events for outcome in outcomes):,} events,"
-        f" {sum(outcome.committed for outcome in outcomes):,} commits,"
-        f" {sum(outcome.happened['election won'] for outcome in outcomes):,} elections;"
-        f" healed after at most {max(outcome.healed_after_ms for outcome in outcomes):.0f} ms;"
-        f" {simulated_s:.0f} s simulated in {took_s:.1f} s: {simulated_s / took_s:.0f} per second"
-    )
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main("tests.sim.raft", run, "commits", __doc__))

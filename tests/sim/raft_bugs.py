@@ -5,12 +5,10 @@ A bug is a shell that misbehaves, or a method of the core that is replaced while
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
-from unittest import mock
 
 from raystream.core import quorum, raft_follower
 from raystream.core.raft import Raft
@@ -26,38 +24,8 @@ from raystream.core.raft_messages import (
     Snapshot,
     Voter,
 )
+from tests.sim.planted import Bug, main, replaced
 from tests.sim.raft import Shell, run
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Bug:
-    """A shell that does it wrong, or replacements as (owner, name, what stands there instead)."""
-
-    shell: Shell = dataclasses.field(default_factory=Shell)
-    replaced: tuple[tuple[object, str, Callable[..., Any]], ...] = ()
-    focus: tuple[str, ...] = ()
-    """Faults that lead to it, for one that the usual mixture finds too rarely."""
-    caught_by_seed: int = 0
-    """The first seed that catches it."""
-
-    @contextlib.contextmanager
-    def planted(self) -> Iterator[None]:
-        """While it lasts, the core has the bug."""
-        with contextlib.ExitStack() as stack:
-            for owner, name, replacement in self.replaced:
-                stack.enter_context(mock.patch.object(owner, name, replacement))
-            yield
-
-
-def _bug(
-    owner: object,
-    name: str,
-    replacement: Callable[..., Any],
-    *,
-    focus: tuple[str, ...] = (),
-    caught_by_seed: int = 0,
-) -> Bug:
-    return Bug(replaced=((owner, name, replacement),), focus=focus, caught_by_seed=caught_by_seed)
 
 
 def _commit_of_earlier_terms(self: Leadership) -> bool:
@@ -144,84 +112,61 @@ _on_request_vote: Final = Raft._on_request_vote
 BUGS: Final[Mapping[str, Bug]] = {
     "votes are not durable": Bug(Shell(writes_votes=False)),
     "messages leave before the sync": Bug(Shell(sends_after_sync=False)),
-    "a wiped disk keeps its directory id": Bug(Shell(keeps_directory_id_when_wiped=True), caught_by_seed=55),
-    "two voters change at once": Bug(
-        Shell(max_voters_changed=2), ((quorum, "check_change", _no_check),), caught_by_seed=272
+    "a wiped disk keeps its directory id": Bug(Shell(keeps_directory_id_when_wiped=True), at=55),
+    "two voters change at once": Bug(Shell(max_voters_changed=2), ((quorum, "check_change", _no_check),), at=272),
+    "voters change while a change is open": replaced(Leadership, "_check_may_change_voters", _no_check, at=56),
+    "two votes in a term": replaced(Raft, "_on_request_vote", _two_votes_in_a_term, at=1),
+    "any log may lead": replaced(RaftLog, "is_up_to_date", lambda log, index, term: True, at=2),
+    "the longest log may lead": replaced(
+        RaftLog, "is_up_to_date", lambda log, index, term: index >= log.last_index, at=19
     ),
-    "voters change while a change is open": _bug(Leadership, "_check_may_change_voters", _no_check, caught_by_seed=56),
-    "two votes in a term": _bug(Raft, "_on_request_vote", _two_votes_in_a_term, caught_by_seed=1),
-    "any log may lead": _bug(RaftLog, "is_up_to_date", lambda log, index, term: True, caught_by_seed=2),
-    "the longest log may lead": _bug(
-        RaftLog, "is_up_to_date", lambda log, index, term: index >= log.last_index, caught_by_seed=19
+    "entries of earlier terms are committed by counting": replaced(
+        Leadership, "advance_commit", _commit_of_earlier_terms, at=179
     ),
-    "entries of earlier terms are committed by counting": _bug(
-        Leadership, "advance_commit", _commit_of_earlier_terms, caught_by_seed=179
+    "the leader counts its own entry before it is durable": replaced(
+        Leadership, "_holds", _own_entry_counted_at_once, at=3
     ),
-    "the leader counts its own entry before it is durable": _bug(
-        Leadership, "_holds", _own_entry_counted_at_once, caught_by_seed=3
+    "conflicting entries stay": replaced(RaftLog, "merge", _no_truncation, at=2),
+    "old messages cut off entries": replaced(RaftLog, "merge", _truncation_by_old_messages, at=11),
+    "the follower commits beyond what matches": replaced(raft_follower, "append", _commit_beyond_what_matches, at=88),
+    "the follower acknowledges its whole log": replaced(raft_follower, "append", _match_to_the_end, at=995),
+    "a snapshot comes without its voters": replaced(RaftLog, "install", _snapshot_without_voters),
+    "the lease counts from the answer": replaced(Leadership, "on_reply", _lease_from_the_answer, at=88),
+    "the lease outlives an offer of the lead": replaced(
+        Leadership, "_hand_over_if_complete", _lease_kept_in_transfer, at=66
     ),
-    "conflicting entries stay": _bug(RaftLog, "merge", _no_truncation, caught_by_seed=2),
-    "old messages cut off entries": _bug(RaftLog, "merge", _truncation_by_old_messages, caught_by_seed=11),
-    "the follower commits beyond what matches": _bug(
-        raft_follower, "append", _commit_beyond_what_matches, caught_by_seed=88
-    ),
-    "the follower acknowledges its whole log": _bug(raft_follower, "append", _match_to_the_end, caught_by_seed=995),
-    "a snapshot comes without its voters": _bug(RaftLog, "install", _snapshot_without_voters),
-    "the lease counts from the answer": _bug(Leadership, "on_reply", _lease_from_the_answer, caught_by_seed=88),
-    "the lease outlives an offer of the lead": _bug(
-        Leadership, "_hand_over_if_complete", _lease_kept_in_transfer, caught_by_seed=66
-    ),
-    "the lease disregards the drift of clocks": _bug(
+    "the lease disregards the drift of clocks": replaced(
         RaftSettings,
         "lease_ms",
-        property(lambda settings: settings.election_timeout_ms),  # type: ignore[arg-type]
-        caught_by_seed=143,
+        property(lambda settings: settings.election_timeout_ms),
+        at=143,
     ),
-    "followers vote while they hear a leader": _bug(Raft, "_hears_a_leader", lambda raft: False, caught_by_seed=226),
-    "a restart forgets that a leader was heard": _bug(
-        Raft, "__init__", _contact_forgotten, focus=("cut_pair", "crash_and_restart", "mend"), caught_by_seed=619
+    "followers vote while they hear a leader": replaced(Raft, "_hears_a_leader", lambda raft: False, at=226),
+    "a restart forgets that a leader was heard": replaced(
+        Raft, "__init__", _contact_forgotten, focus=("cut_pair", "crash_and_restart", "mend"), at=619
     ),
-    "a refusal to an earlier term's message counts": _bug(
+    "a refusal to an earlier term's message counts": replaced(
         Raft,
         "_on_append_entries_reply",
         _refusals_of_earlier_terms_count,
         focus=("crash_and_restart", "isolate_leader", "cut_pair", "mend"),
-        caught_by_seed=295,
+        at=295,
     ),
-    "a sole voter never waits": _bug(
+    "a sole voter never waits": replaced(
         Raft,
         "__init__",
         _sole_voter_never_waits,
         focus=("change_voters", "crash_and_restart", "isolate_leader", "mend"),
-        caught_by_seed=9,
+        at=9,
     ),
-    "a leader may act before its first commit": _bug(
+    "a leader may act before its first commit": replaced(
         Raft,
         "ready_to_lead",
-        property(lambda raft: raft.role == "leader"),  # type: ignore[arg-type]
+        property(lambda raft: raft.role == "leader"),
     ),
 }
 """By what is wrong."""
 
 
-def seeds_to_catch(bug: Bug, *, first: int = 0, at_most: int) -> tuple[int, str] | None:
-    """How many seeds, from `first` on, it takes to catch a bug, and what is then said; None if more than `at_most`."""
-    with bug.planted():
-        for seed in range(first, first + at_most):
-            try:
-                run(seed, shell=bug.shell, focus=bug.focus)
-            except AssertionError as error:
-                return seed - first + 1, str(error)
-    return None
-
-
-def main() -> None:
-    """Prints how soon each bug is caught, from seed 0 on."""
-    for name, bug in BUGS.items():
-        found = seeds_to_catch(bug, at_most=600)
-        caught = "not caught by 600 seeds" if found is None else f"{found[0]:4}  {found[1][:110]}"
-        print(f"{name:55} {caught}", flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    main(run, BUGS, at_most=600)

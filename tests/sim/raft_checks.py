@@ -21,10 +21,7 @@ from raystream.core.raft_messages import (
     Voters,
 )
 from tests.sim.raft_disk import Disk
-
-
-class Violation(AssertionError):
-    """An invariant is broken."""
+from tests.sim.world import require
 
 
 class Node(Protocol):
@@ -37,12 +34,6 @@ class Node(Protocol):
     @property
     def holds_lease(self) -> bool:
         """Whether it believes so at this moment, by its own clock."""
-
-
-def require(holds: bool, message: str) -> None:
-    """Raises Violation unless it holds."""
-    if not holds:
-        raise Violation(message)
 
 
 def digest_after(before: bytes, entry: Entry) -> bytes:

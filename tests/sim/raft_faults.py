@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
 from raystream.core.raft import Raft
 from raystream.core.raft_messages import Status, Voter, Voters
+from tests.sim.world import Fault, Mixture
 
 if TYPE_CHECKING:
     from tests.sim.raft import SimulatedNode, Simulation
@@ -22,8 +22,8 @@ class Faults:
         self._rng = random.Random(simulation.rng.getrandbits(32))
         self._simulation.on_status = self._on_status
         self._harassment = self._rng.choice([0.0, 0.3, 0.9])
-        self._pause_ms = self._rng.choice([30.0, 150.0, 400.0])
-        kinds: list[tuple[Callable[[], None], float]] = [
+        pause_ms = self._rng.choice([30.0, 150.0, 400.0])
+        kinds: list[tuple[Fault, float]] = [
             (self.crash, 4),
             (self.restart, 4),
             (self.crash_and_restart, 4),
@@ -39,23 +39,10 @@ class Faults:
             (self.transfer, 3),
             (self.change_voters, 8),
         ]
-        self._kinds = [kind for kind, _ in kinds]
-        self._weights = [weight * self._rng.choice([0, 1, 1, 3]) for _, weight in kinds]
         repairs = (self.restart, self.resume, self.mend)
-        self._weights = [
-            max(weight, 4 if kind in repairs else 0) for kind, weight in zip(self._kinds, self._weights, strict=True)
-        ]
-
+        self.happen = Mixture(simulation, self._rng, kinds, repairs=repairs, pause_ms=pause_ms).happen
         if simulation.focus:
             self._harassment = 0.0
-            self._weights = [float(kind.__name__ in simulation.focus) for kind in self._kinds]
-
-    def happen(self) -> None:
-        """The next one, and the one after it."""
-        simulation = self._simulation
-        if not simulation.calm:
-            self._rng.choices(self._kinds, self._weights)[0]()
-            simulation.at(simulation.now_ms + self._rng.expovariate(1 / self._pause_ms), self.happen)
 
     def _on_status(self, node: SimulatedNode, status: Status) -> None:
         """New leaders have it hardest: what goes wrong in Raft goes wrong around elections."""

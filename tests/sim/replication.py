@@ -10,14 +10,9 @@ heals, and within `HEAL_MS` all replicas must be in sync and have what was appen
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import dataclasses
-import heapq
 import random
 import sys
-import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -26,15 +21,13 @@ from raystream.core.elections import MIN_INSYNC_REPLICAS, Elections, Records
 from raystream.core.leader import Leader
 from raystream.core.metadata import MetadataImage, PartitionRecord, TopicRecord
 from raystream.core.replication import IsrChange, ReplicationSettings
-from raystream.errors import RaystreamError
-from tests.sim.raft_checks import require
-from tests.sim.replication_broker import CONTROLLER, Broker, News
+from tests.sim.replication_broker import CONTROLLER, SESSION_MS, Broker, News
 from tests.sim.replication_checks import Checks
 from tests.sim.replication_faults import Faults
+from tests.sim.world import Outcome, World, main, require
 
 FAULTS_MS: Final = 5_000.0
 HEAL_MS: Final = 5_000.0
-SESSION_MS: Final = 500.0
 TOPIC: Final = "t"
 
 
@@ -48,17 +41,6 @@ class Shell:
     def acknowledged_end(self, role: Leader) -> int:
         """Below it acks=all is answered."""
         return role.flushed_end_offset if self.acknowledges_what_is_flushed else role.high_watermark
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What a run came to."""
-
-    events: int
-    simulated_ms: float
-    acknowledged: int
-    happened: Counter[str]
-    healed_after_ms: float
 
 
 class SimulatedController:
@@ -132,6 +114,10 @@ class SimulatedController:
             self.decide(self.elections.replica_lost(TOPIC, 0, broker_id, fit=True))
         return self.news()
 
+    def prefer(self) -> None:
+        """The lead goes to the preferred replica, where that can have it."""
+        self.decide(self.elections.elect(TOPIC, 0, preferred=True))
+
     def alter_isr(self, change: IsrChange) -> None:
         """Raises what Elections raises."""
         self.decide(self.elections.alter_isr(TOPIC, 0, change))
@@ -147,35 +133,28 @@ class SimulatedController:
             heard_ms = self._heard_ms.setdefault(known.broker_id, world.now_ms)
             if not known.fenced and world.now_ms - heard_ms >= SESSION_MS:
                 broker = world.brokers[known.broker_id]
-                holds = isinstance(broker.role, Leader) and broker.role.lease_valid(broker.now_ms())
+                sure = broker.now_ms() < broker.lease_until_ms or broker.serves_reads()
                 mine = broker.incarnation == known.incarnation
-                require(not (holds and mine), f"lease: broker {broker.id} is fenced while it holds one")
+                require(not (sure and mine), f"lease: broker {broker.id} is fenced while it holds one, or serves reads")
                 self.decide(self.elections.broker_fenced(known.broker_id, known.incarnation))
         if world.calm:
-            self.decide(self.elections.preferred_leaders())
+            self.prefer()
 
 
-class Simulation:
-    """One run. `shell` plants bugs around the core; `focus` names the only kinds of faults that shall happen."""
+class Simulation(World):
+    """One run; in its links, 0 is the controller. `shell` plants bugs around the core."""
+
+    slowest_ms = 800.0
 
     def __init__(
         self, seed: int, *, shell: Shell | None = None, focus: tuple[str, ...] = (), verbose: bool = False
     ) -> None:
-        self.rng = rng = random.Random(seed)
+        super().__init__(seed, focus=focus, verbose=verbose)
+        rng = self.rng
         self.shell = shell or Shell()
-        self.focus = focus
-        self.verbose = verbose
-        self.now_ms = 0.0
-        self.events = 0
-        self.calm = False
-        self._queue: list[tuple[float, int, Callable[[], None]]] = []
-        self._serial = 0
         self._values = 0
-        self.cut: set[tuple[int, int]] = set()
-        """Links that are down, by direction; 0 is the controller."""
         self.settings = ReplicationSettings(
             max_lag_ms=rng.choice([300.0, 800.0]),
-            lease_ms=SESSION_MS * 0.8,
             heartbeat_interval_ms=80,
             request_timeout_ms=200,
             retry_ms=60,
@@ -199,29 +178,6 @@ class Simulation:
         replicas = tuple(rng.sample(sorted(self.brokers), rng.choice([2, 3, 3, 3])))
         self.controller = SimulatedController(self, replicas, brokers, rng.choice([1, 2, 2, 2]))
 
-    # Events ---------------------------------------------------------------------------------------------------------
-
-    def at(self, time_ms: float, event: Callable[[], None]) -> None:
-        """Has something happen."""
-        self._serial += 1
-        heapq.heappush(self._queue, (time_ms, self._serial, event))
-
-    def run_until(self, end_ms: float, *, until: Callable[[], bool] = lambda: False) -> bool:
-        """Runs events up to a time, or until something holds; says whether it came to hold."""
-        while self._queue and self._queue[0][0] <= end_ms:
-            self.now_ms, _, event = heapq.heappop(self._queue)
-            event()
-            self.events += 1
-            if until():
-                return True
-        self.now_ms = end_ms
-        return until()
-
-    def note(self, text: str) -> None:
-        """For whoever reads the run."""
-        if self.verbose:
-            print(f"{self.now_ms:10.2f}  {text}")
-
     def on(self, broker: Broker, event: Callable[[], None]) -> Callable[[], None]:
         """An event at a broker in its present life: nothing once that has ended, and late where it is paused."""
         life = broker.life
@@ -235,28 +191,11 @@ class Simulation:
                 event()
                 broker.after()
 
-    def sync_ms(self) -> float:
-        """How long a disk takes now."""
-        slow = not self.calm and self.rng.random() < self.slow_sync
-        return self.rng.uniform(10, 150) if slow else self.rng.uniform(0.2, 3)
-
     # Network --------------------------------------------------------------------------------------------------------
 
     def send(self, source: int, to: int, arrive: Callable[[], None], *, repeats: bool = True) -> None:
-        """A message: it may be lost, come twice, late, and before those that were sent earlier."""
-        rng = self.rng
-        if not self.calm:
-            if (source, to) in self.cut or rng.random() < self.loss:
-                return
-            if repeats and rng.random() < self.repeats:
-                self._deliver(to, arrive, rng.uniform(0.2, 1_000))
-            slow = self.slow_news if source == CONTROLLER else self.slow
-            if rng.random() < slow:
-                self._deliver(to, arrive, rng.uniform(5, 800))
-                return
-        self._deliver(to, arrive, rng.uniform(0.2, 3))
+        """A message, between brokers, or from or to the controller."""
 
-    def _deliver(self, to: int, arrive: Callable[[], None], delay_ms: float) -> None:
         def deliver() -> None:
             if to == CONTROLLER:
                 arrive()
@@ -264,7 +203,8 @@ class Simulation:
                 broker = self.brokers[to]
                 self._happen(broker, broker.life, arrive)
 
-        self.at(self.now_ms + delay_ms, deliver)
+        slow = self.slow_news if source == CONTROLLER else None
+        self.carry((source, to), deliver, slow=slow, repeats=repeats)
 
     # Users ----------------------------------------------------------------------------------------------------------
 
@@ -334,39 +274,11 @@ def run(seed: int, *, shell: Shell | None = None, focus: tuple[str, ...] = (), v
     return Outcome(
         events=simulation.events,
         simulated_ms=simulation.now_ms,
-        acknowledged=len(simulation.checks.acknowledged),
+        done=len(simulation.checks.acknowledged),
         happened=simulation.checks.happened,
         healed_after_ms=healed_after_ms,
     )
 
 
-def main() -> int:
-    """Runs what the command line asks for."""
-    parser = argparse.ArgumentParser(prog="python -m tests.sim.replication", description=__doc__)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--verbose", action="store_true")
-    options = parser.parse_args()
-    started = time.perf_counter()
-    outcomes = []
-    for seed in range(options.seed, options.seed + options.seeds):
-        try:
-            outcomes.append(run(seed, verbose=options.verbose))
-        except (AssertionError, RaystreamError) as error:
-            print(f"seed {seed}: {error}\nrepeat it with: python -m tests.sim.replication --seed {seed} --verbose")
-            return 1
-    took_s = time.perf_counter() - started
-    happened = sum((outcome.happened for outcome in outcomes), Counter[str]())
-    simulated_s = sum(outcome.simulated_ms for outcome in outcomes) / 1e3
-    print(
-        f"{len(outcomes)} seeds, {sum(outcome.events for outcome in outcomes):,} events,"
-        f" {sum(outcome.acknowledged for outcome in outcomes):,} batches acknowledged; {dict(happened)};"
-        f" healed after at most {max(outcome.healed_after_ms for outcome in outcomes):.0f} ms;"
-        f" {simulated_s:.0f} s simulated in {took_s:.1f} s: {simulated_s / took_s:.0f} per second"
-    )
-    return 0
-
-
 if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt):
-        sys.exit(main())
+    sys.exit(main("tests.sim.replication", run, "batches acknowledged", __doc__))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from raystream.core.follower import Follower
 from raystream.core.leader import Leader
+from raystream.core.liveness import lease_until_ms
 from raystream.core.metadata import PartitionRecord
 from raystream.core.replication import Answer, Probe, ProbeAnswer, Send, Truncate
-from raystream.errors import Fenced, NotEnoughReplicas, RaystreamError
+from raystream.errors import Fenced, NotEnoughReplicas, NotLeader, RaystreamError
 from tests.sim.replication_log import Batch, ModelLog
 
 if TYPE_CHECKING:
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 CONTROLLER = 0
 TICK_MS = 40.0
 HEARTBEAT_MS = 120.0
+SESSION_MS = 500.0
+LEASE_MS = 400.0
 EARLY_WAIT_MS = 30.0
 
 
@@ -48,6 +52,8 @@ class Broker:
         self.later: list[Callable[[], None]] = []
         """What came while it was paused."""
         self.clock_offset_ms = 0.0
+        self.lease_until_ms = -math.inf
+        """By its own clock."""
         self._world = world
         self._flushing = False
         self._unanswered: list[Send] = []
@@ -69,6 +75,7 @@ class Broker:
         self.life += 1
         self.incarnation, self._greatest_incarnation, self.news = 0, 0, None
         self.clock_offset_ms = world.rng.uniform(0, 1e6) - world.now_ms
+        self.lease_until_ms = -math.inf
         self._flushing = self._actor_lost = False
         self._end_role()
         world.at(world.now_ms + world.rng.uniform(0, TICK_MS), world.on(self, self._tick))
@@ -135,8 +142,7 @@ class Broker:
             self._end_role()
 
     def _heard(self, sent_ms: float, news: News, *, reported: bool = False) -> None:
-        if isinstance(self.role, Leader):
-            self.role.heartbeat_answered(sent_ms)
+        self.lease_until_ms = max(self.lease_until_ms, lease_until_ms(sent_ms, LEASE_MS))
         self.learn(news)
         if reported and self._actor_lost and self.incarnation > 0:
             self._actor_lost = False
@@ -270,6 +276,16 @@ class Broker:
         while self._waiting and self._waiting[0].end_offset <= reached:
             batch = self._waiting.pop(0)
             self._world.checks.acknowledged[batch.base_offset] = batch, role.leader_epoch
+
+    def serves_reads(self) -> bool:
+        """Whether a reader who asks now is answered."""
+        if not isinstance(self.role, Leader):
+            return False
+        try:
+            self.role.check_read(self.now_ms(), self.lease_until_ms)
+        except NotLeader:
+            return False
+        return True
 
     def delete_before(self, offset: int) -> None:
         """A user or retention asks; at a batch's base, below the high watermark."""

@@ -5,11 +5,10 @@ A bug is a shell that misbehaves, or a method of the core that is replaced while
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
-from unittest import mock
 
 from raystream.core import leader as leader_module
 from raystream.core.elections import NO_LEADER, Elections, Records
@@ -27,36 +26,9 @@ from raystream.core.replication import (
     Truncate,
     truncation_point,
 )
-from raystream.errors import RaystreamError
+from tests.sim.planted import Bug, main, replaced
 from tests.sim.replication import Shell, run
 from tests.sim.replication_broker import Broker, News
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Bug:
-    """A shell that does it wrong, or replacements as (owner, name, what stands there instead)."""
-
-    shell: Shell = dataclasses.field(default_factory=Shell)
-    replaced: tuple[tuple[object, str, Any], ...] = ()
-    focus: tuple[str, ...] = ()
-    """Faults that lead to it, for one that the usual mixture finds too rarely."""
-    caught_by_seed: int = 0
-    """The first seed that catches it."""
-
-    @contextlib.contextmanager
-    def planted(self) -> Iterator[None]:
-        """While it lasts, the core has the bug."""
-        with contextlib.ExitStack() as stack:
-            for owner, name, replacement in self.replaced:
-                stack.enter_context(mock.patch.object(owner, name, replacement))
-            yield
-
-
-def _bug(
-    owner: object, name: str, replacement: Any, *more: tuple[object, str, Any], focus: tuple[str, ...] = (), at: int = 0
-) -> Bug:
-    return Bug(replaced=((owner, name, replacement), *more), focus=focus, caught_by_seed=at)
-
 
 # The leader -----------------------------------------------------------------------------------------------------------
 
@@ -112,6 +84,10 @@ def _nothing_shared_means_nothing_kept(
 
 def _lease_from_the_answer(self: Broker, sent_ms: float, news: News, **named: Any) -> None:
     _heard(self, self.now_ms(), news, **named)
+
+
+def _reads_without_a_lease(self: Leader, now_ms: float, lease_until_ms: float) -> None:
+    _check_read(self, now_ms, math.inf)
 
 
 # The follower ---------------------------------------------------------------------------------------------------------
@@ -186,6 +162,7 @@ _on_answer: Final = Leader.on_answer
 _leader_probed: Final = Leader.probed
 _refused: Final = Leader.refused
 _heard: Final = Broker._heard
+_check_read: Final = Leader.check_read
 _answer: Final = Follower.answer
 _check: Final = Follower.check
 _truncation: Final = Follower.truncation
@@ -200,17 +177,17 @@ _NOT_TOO_FEW: Final = (Leader, "_too_few", property(lambda leader: False))
 
 BUGS: Final[Mapping[str, Bug]] = {
     "acks=all is answered before the isr has it": Bug(Shell(acknowledges_what_is_flushed=True)),
-    "a wiped disk may lead": Bug(Shell(registers_lost_disks_as_clean=True), caught_by_seed=4),
-    "the high watermark counts the committed isr only": _bug(
+    "a wiped disk may lead": Bug(Shell(registers_lost_disks_as_clean=True), at=4),
+    "the high watermark counts the committed isr only": replaced(
         Leader, "maximal_isr", property(lambda leader: frozenset(leader.state.isr)), at=7
     ),
-    "a refused isr is forgotten": _bug(Leader, "refused", _refused_and_forgotten, at=13),
-    "the high watermark counts what the leader has not flushed": _bug(Leader, "_holds", _own_log_counted_at_once),
-    "the high watermark counts what a follower has not flushed": _bug(Follower, "answer", _flushed_means_written),
-    "the high watermark moves while the isr is too small": _bug(*_NOT_TOO_FEW),
-    "a follower joins below the epoch's start": _bug(Leader, "_may_join", _join_below_the_epochs_start, at=7),
-    "a follower joins below the high watermark": _bug(Leader, "_may_join", _join_below_the_high_watermark),
-    "an answer to an earlier leader counts": _bug(
+    "a refused isr is forgotten": replaced(Leader, "refused", _refused_and_forgotten, at=13),
+    "the high watermark counts what the leader has not flushed": replaced(Leader, "_holds", _own_log_counted_at_once),
+    "the high watermark counts what a follower has not flushed": replaced(Follower, "answer", _flushed_means_written),
+    "the high watermark moves while the isr is too small": replaced(*_NOT_TOO_FEW),
+    "a follower joins below the epoch's start": replaced(Leader, "_may_join", _join_below_the_epochs_start, at=7),
+    "a follower joins below the high watermark": replaced(Leader, "_may_join", _join_below_the_high_watermark),
+    "an answer to an earlier leader counts": replaced(
         Leader,
         "on_answer",
         _answers_of_any_epoch,
@@ -218,55 +195,41 @@ BUGS: Final[Mapping[str, Bug]] = {
         focus=("prefer", "lose_actor", "pause", "resume"),
         at=59,
     ),
-    "an answer of an earlier life counts": _bug(Progress, "live", _any_life_answers, focus=LIVES, at=111),
-    "what a follower held in an earlier life counts": _bug(Leader, "probed", _what_an_earlier_life_held_counts, at=134),
-    "logs are compared by their lengths": _bug(leader_module, "truncation_point", _lengths_compared),
-    "logs without a common epoch share nothing": _bug(
+    "an answer of an earlier life counts": replaced(Progress, "live", _any_life_answers, focus=LIVES, at=111),
+    "what a follower held in an earlier life counts": replaced(
+        Leader, "probed", _what_an_earlier_life_held_counts, at=134
+    ),
+    "logs are compared by their lengths": replaced(leader_module, "truncation_point", _lengths_compared),
+    "logs without a common epoch share nothing": replaced(
         leader_module, "truncation_point", _nothing_shared_means_nothing_kept, focus=DELETIONS, at=91
     ),
-    "a new leader serves reads at once": _bug(Leader, "serves_reads", property(lambda leader: not leader.deposed)),
-    "the lease counts from the answer": _bug(Broker, "_heard", _lease_from_the_answer),
-    "a follower takes batches of any leader epoch": _bug(Follower, "check", _any_epoch_checked, at=28),
-    "a truncation cuts a log that was not looked at": _bug(Follower, "truncation", _cut_by_any_round, at=44),
-    "a follower cuts its log at its high watermark": _bug(
+    "a new leader serves reads at once": replaced(Leader, "serves_reads", property(lambda leader: not leader.deposed)),
+    "the lease counts from the answer": replaced(Broker, "_heard", _lease_from_the_answer),
+    "reads are served without a lease": replaced(Leader, "check_read", _reads_without_a_lease),
+    "a follower takes batches of any leader epoch": replaced(Follower, "check", _any_epoch_checked, at=28),
+    "a truncation cuts a log that was not looked at": replaced(Follower, "truncation", _cut_by_any_round, at=44),
+    "a follower cuts its log at its high watermark": replaced(
         Follower,
         "truncation",
         _cut_to_the_high_watermark,
         (Follower, "truncated", _cut_to_the_high_watermark_done),
     ),
-    "a late truncation cuts again": _bug(Follower, "truncation", _cut_again),
-    "a follower is not compared with its leader": _bug(Follower, "probed", _gaps_are_aligned),
-    "a follower shows what it has not flushed": _bug(Follower, "_advance", _read_before_it_is_flushed),
-    "a follower that is left behind stays so": _bug(
+    "a late truncation cuts again": replaced(Follower, "truncation", _cut_again),
+    "a follower is not compared with its leader": replaced(Follower, "probed", _gaps_are_aligned),
+    "a follower shows what it has not flushed": replaced(Follower, "_advance", _read_before_it_is_flushed),
+    "a follower that is left behind stays so": replaced(
         Follower, "_is_left_behind", lambda follower, request: False, at=324
     ),
-    "the partition epoch of an isr change is not checked": _bug(Elections, "alter_isr", _any_partition_epoch, at=112),
-    "a stale incarnation may join": _bug(Elections, "_may_join", _any_life_joins, focus=LIVES, at=15),
-    "any live replica is elected": _bug(Elections, "_eligible", _anybody_is_eligible),
-    "the elr outlives its reason": _bug(Elections, "min_insync_replicas", _elr_for_ever, _NOT_TOO_FEW),
-    "an election keeps the leader epoch": _bug(Elections, "_changed", _same_leader_epoch),
+    "the partition epoch of an isr change is not checked": replaced(
+        Elections, "alter_isr", _any_partition_epoch, at=112
+    ),
+    "a stale incarnation may join": replaced(Elections, "_may_join", _any_life_joins, focus=LIVES, at=15),
+    "any live replica is elected": replaced(Elections, "_eligible", _anybody_is_eligible),
+    "the elr outlives its reason": replaced(Elections, "min_insync_replicas", _elr_for_ever, _NOT_TOO_FEW),
+    "an election keeps the leader epoch": replaced(Elections, "_changed", _same_leader_epoch),
 }
 """By what is wrong."""
 
 
-def seeds_to_catch(bug: Bug, *, first: int = 0, at_most: int) -> tuple[int, str] | None:
-    """How many seeds, from `first` on, it takes to catch a bug, and what is then said; None if more than `at_most`."""
-    with bug.planted():
-        for seed in range(first, first + at_most):
-            try:
-                run(seed, shell=bug.shell, focus=bug.focus)
-            except (AssertionError, RaystreamError) as error:
-                return seed - first + 1, str(error)
-    return None
-
-
-def main() -> None:
-    """Prints how soon each bug is caught, from seed 0 on."""
-    for name, bug in BUGS.items():
-        found = seeds_to_catch(bug, at_most=1_500)
-        caught = "not caught by 1500 seeds" if found is None else f"{found[0]:4}  {found[1][:110]}"
-        print(f"{name:60} {caught}", flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    main(run, BUGS, at_most=1500)

@@ -9,8 +9,8 @@ from typing import Protocol
 from raystream.core.follower import Follower
 from raystream.core.leader import Leader
 from raystream.core.metadata import PartitionRecord
-from tests.sim.raft_checks import require
 from tests.sim.replication_log import Batch, ModelLog
+from tests.sim.world import require
 
 
 class Replica(Protocol):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from raystream.core.leader import Leader
 from tests.sim.replication_broker import CONTROLLER, Broker
 from tests.sim.replication_log import ModelLog
+from tests.sim.world import Fault, Mixture
 
 if TYPE_CHECKING:
     from tests.sim.replication import Simulation
@@ -22,8 +22,8 @@ class Faults:
     def __init__(self, simulation: Simulation) -> None:
         self._simulation = simulation
         self._rng = random.Random(simulation.rng.getrandbits(32))
-        self._pause_ms = self._rng.choice([30.0, 120.0, 300.0])
-        kinds: list[tuple[Callable[[], None], float]] = [
+        pause_ms = self._rng.choice([30.0, 120.0, 300.0])
+        kinds: list[tuple[Fault, float]] = [
             (self.power_cut, 3),
             (self.kill_and_restart, 3),
             (self.power_cut_and_restart, 3),
@@ -46,23 +46,8 @@ class Faults:
             (self.change_min_insync, 1),
             (self.delete_records, 1),
         ]
-        self._kinds = [kind for kind, _ in kinds]
-        self._weights = [weight * self._rng.choice([0, 1, 1, 3]) for _, weight in kinds]
         repairs = (self.restart, self.resume, self.mend)
-        self._weights = [
-            max(weight, 4 if kind in repairs else 0) for kind, weight in zip(self._kinds, self._weights, strict=True)
-        ]
-        if simulation.focus:
-            self._weights = [float(kind.__name__ in simulation.focus) for kind in self._kinds]
-
-    def happen(self) -> None:
-        """The next one, and the one after it."""
-        simulation = self._simulation
-        if not simulation.calm:
-            kind = self._rng.choices(self._kinds, self._weights)[0]
-            simulation.note(kind.__name__)
-            kind()
-            simulation.at(simulation.now_ms + self._rng.expovariate(1 / self._pause_ms), self.happen)
+        self.happen = Mixture(simulation, self._rng, kinds, repairs=repairs, pause_ms=pause_ms).happen
 
     def _running(self) -> list[Broker]:
         return [broker for broker in self._simulation.brokers.values() if broker.running]
@@ -202,8 +187,7 @@ class Faults:
         self._reassign(self._rng.sample(target, len(target)))
 
     def prefer(self) -> None:
-        controller = self._simulation.controller
-        controller.decide(controller.elections.preferred_leaders())
+        self._simulation.controller.prefer()
 
     def change_min_insync(self) -> None:
         if not any(broker.lost for broker in self._simulation.brokers.values()):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from raystream.core.replication import BatchAt
 from raystream.storage.epochs import Epochs
-from tests.sim.raft_checks import require
+from tests.sim.world import require
 
 
 class Batch(NamedTuple):

@@ -7,9 +7,10 @@ from collections import Counter
 
 import pytest
 
-from raystream.errors import RaystreamError
-from tests.sim.replication import Outcome, run
-from tests.sim.replication_bugs import BUGS, seeds_to_catch
+from tests.sim.planted import seeds_to_catch
+from tests.sim.replication import run
+from tests.sim.replication_bugs import BUGS
+from tests.sim.world import WRONG, Outcome, how_to_repeat
 
 SEEDS = 250
 PER_TEST = 50
@@ -34,14 +35,14 @@ def simulate(seed: int) -> Outcome:
     """One run; a failure says how to repeat it."""
     try:
         return run(seed)
-    except (AssertionError, RaystreamError) as error:
-        pytest.fail(f"{error}\nrepeat it with: python -m tests.sim.replication --seed {seed} --verbose")
+    except WRONG as error:
+        pytest.fail(how_to_repeat("tests.sim.replication", seed, error))
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, PER_TEST))
 def test_every_invariant_holds_after_every_event(first: int) -> None:
     outcomes = [simulate(seed) for seed in range(first, first + PER_TEST)]
-    assert sum(outcome.acknowledged for outcome in outcomes) > 10 * PER_TEST
+    assert sum(outcome.done for outcome in outcomes) > 10 * PER_TEST
     happened = sum((outcome.happened for outcome in outcomes), Counter[str]())
     assert {kind for kind, count in happened.items() if count} >= KINDS, "some things do not come about any more"
 
@@ -57,5 +58,5 @@ def test_a_planted_bug_is_caught(name: str) -> None:
     A change of the simulation or of the core moves these seeds: `python -m tests.sim.replication_bugs` finds them anew.
     """
     bug = BUGS[name]
-    caught = seeds_to_catch(bug, first=bug.caught_by_seed, at_most=1) or seeds_to_catch(bug, at_most=1_000)
+    caught = seeds_to_catch(run, bug, first=bug.at, at_most=1) or seeds_to_catch(run, bug, at_most=1_000)
     assert caught is not None

@@ -20,9 +20,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="abstract socket
 
 PROBE = Probe(leader=1, leader_epoch=2, round=3, incarnation=-1, sent_ms=4.5, leader_end_offset=6)
 REQUEST = m.ReplicateRequest(topic_id="t", partition=0, request=PROBE)
-ANSWER = ProbeAnswer(
-    follower=2, incarnation=1, leader_epoch=2, round=3, end_offset=6, flushed_end_offset=6, epochs=((0, 0), (2, 5))
-)
+ANSWER = ProbeAnswer(follower=2, incarnation=1, leader_epoch=2, round=3, end_offset=6, epochs=((0, 0), (2, 5)))
 
 
 class Follower:

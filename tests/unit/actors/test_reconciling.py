@@ -15,6 +15,7 @@ from raystream.actors.reconciling import QUARANTINE, Reconciler
 from raystream.core.metadata import BrokerRecord, PartitionRecord, ReplicaRecord, TopicRecord
 from raystream.core.records import Record, Removed, removed
 from raystream.errors import NotLeader
+from raystream.storage.files import DiskFiles
 
 TOPIC_ID = "a" * 32
 KEY = (TOPIC_ID, 0)
@@ -81,14 +82,17 @@ class House:
         self.unreachable = False
         self.silent = False
         self.lives = 1
+        self.told: list[int] = []
         self.reconciler = Reconciler(
             self.metadata,
             self.hosts,  # type: ignore[arg-type]
             OWN,
+            DiskFiles(),
             slot,
             "lease",
             self.report,
             self.begin_new_life,
+            self.told.append,
         )
 
     def begin_new_life(self) -> None:

@@ -165,9 +165,9 @@ def test_a_new_leader_serves_no_reads_before_it_knows_what_is_committed() -> Non
     world.queue.pop(0)()  # both followers have it, and nobody knows
     world.elect(1)
     with pytest.raises(NotLeader):
-        world.leading().serves()
+        world.leading().check_read()
     world.work()
-    world.leading().serves()
+    world.leading().check_read()
 
 
 def test_a_follower_whose_committed_records_are_not_the_leaders_says_so() -> None:

@@ -61,9 +61,7 @@ class House:
 
     def heartbeat(self, broker_id: int, **fields: Any) -> m.BrokerHeartbeatRequest:
         incarnation = self.image.brokers[broker_id].incarnation
-        return m.BrokerHeartbeatRequest(
-            **{"broker_id": broker_id, "incarnation": incarnation, "applied_version": 0, **fields}
-        )
+        return m.BrokerHeartbeatRequest(**{"broker_id": broker_id, "incarnation": incarnation, **fields})
 
     def hear(self, broker_id: int, **fields: Any) -> None:
         self.commit(self.controller.broker_heard(self.heartbeat(broker_id, **fields)))

@@ -98,19 +98,11 @@ def test_internal_topics_cannot_be_changed_by_users() -> None:
         house.controller.delete_topic(DeleteTopicRequest(name="__consumer_offsets"))
 
 
-def test_a_new_incarnation_raises_the_leader_epoch() -> None:
-    house = House(1)
-    house.create("t")
-    house.commit(house.controller.new_incarnations([("a" * 32, 0)]))
-    partition = house.image.partitions["a" * 32][0]
-    assert (partition.leader_epoch, partition.incarnation) == (1, 1)
-
-
 def test_replaying_the_written_records_gives_the_same_image() -> None:
     house = House(3)
     house.create("kept", "a" * 32, partitions=5, key="k", schema=b"\x00\xff", config={"flush": "os"})
     house.create("gone", "b" * 32)
-    house.commit(house.controller.new_incarnations([("a" * 32, 3)]))
+    house.fence(0)
     house.commit(house.controller.delete_topic(DeleteTopicRequest(name="gone")))
     again = MetadataImage()
     for record in house.log:
@@ -259,7 +251,7 @@ def test_a_deleted_topic_leaves_nothing_in_a_compacted_log() -> None:
     assert {type(record) for record in left} == {ClusterRecord, BrokerRecord}
     assert not house.image.replicas
     with pytest.raises(PartitionNotFound):
-        house.controller.new_incarnations([("a" * 32, 0)])
+        house.partition()
 
 
 NAMES = st.sampled_from(["t", "u", "v"])
@@ -269,7 +261,7 @@ STEPS = st.one_of(
     st.tuples(st.just("delete"), NAMES, st.just(0)),
     st.tuples(st.just("register"), st.just(""), st.integers(0, 3)),
     st.tuples(st.just("hear"), st.just(""), st.just(0)),
-    st.tuples(st.just("restart"), NAMES, st.just(0)),
+    st.tuples(st.just("fence"), st.just(""), st.integers(0, 3)),
 )
 
 
@@ -295,8 +287,7 @@ def test_any_history_replayed_gives_the_same_image(steps: list[tuple[str, str, i
                 for broker in house.image.brokers:
                     house.hear(broker)
             else:
-                records = house.image.partitions_of(house.image.topic(name).topic_id)
-                house.commit(controller.new_incarnations([(r.topic_id, r.partition) for r in records]))
+                house.fence(count)
         except RaystreamError:
             assert vars(before) == vars(house.image), "a refusal changes nothing"
     again, short = MetadataImage(), MetadataImage()

@@ -128,32 +128,11 @@ def test_an_earlier_life_is_not_heard() -> None:
     house = House(1)
     earlier = house.heartbeat(0)
     house.register(0)
-    for request in (earlier, dataclasses.replace(earlier, stopping=True), dataclasses.replace(earlier, broker_id=5)):
+    for request in (earlier, dataclasses.replace(earlier, broker_id=5)):
         with pytest.raises(Fenced, match="register again"):
             house.controller.broker_heard(request)
     with pytest.raises(Fenced):
         house.change(0, incarnation=1)
-
-
-def test_a_stopping_broker_gives_its_leads_away_and_is_fenced() -> None:
-    house = three_replicas()
-    house.hear(0, stopping=True)
-    assert (house.partition().leader, house.partition().isr) == (1, (1, 2))
-    assert house.image.brokers[0].fenced
-    assert house.controller.broker_heard(house.heartbeat(0, stopping=True)) == []
-    assert house.controller.upkeep() == []
-
-
-def test_a_stopping_broker_leads_on_where_nobody_else_is_in_sync() -> None:
-    house = three_replicas()
-    house.create("u", "b" * 32, replication_factor=3)
-    house.serve()
-    house.set_isr(house.partition(), 0)
-    house.hear(0, stopping=True)
-    assert house.partition().leader == 0
-    assert house.partition(0, "b" * 32).leader != 0
-    assert not house.image.brokers[0].fenced
-    assert house.controller.upkeep(stopping=[0]) == []
 
 
 # Draining and removal -----------------------------------------------------------------------------------------------

@@ -111,11 +111,6 @@ def test_an_eligible_replica_leads_when_nobody_in_the_isr_can() -> None:
     assert (after.leader, after.isr, after.elr) == (2, (2,), (1,))
 
 
-def test_an_unclean_end_takes_a_broker_out_everywhere() -> None:
-    world = World(isr=(1, 3), elr=(2,), min_insync_replicas=3)
-    assert world.decide(world.elections.broker_shut_down_uncleanly(2)).elr == ()
-
-
 # The ISR ------------------------------------------------------------------------------------------------------------
 
 
@@ -176,9 +171,9 @@ def test_min_insync_is_never_more_than_there_are_replicas() -> None:
 
 def test_the_first_replica_is_preferred_where_it_is_in_sync() -> None:
     world = World(leader=2)
-    after = world.decide(world.elections.preferred_leaders())
+    after = world.decide(world.elections.elect(TOPIC, 0, preferred=True))
     assert (after.leader, after.leader_epoch, after.isr) == (1, 6, (1, 2, 3))
-    assert World(leader=2, isr=(2, 3)).elections.preferred_leaders() == []
+    assert World(leader=2, isr=(2, 3)).elections.elect(TOPIC, 0, preferred=True) == []
     assert World(leader=2, fenced=(1,)).elections.elect(TOPIC, 0, preferred=True) == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import pytest
@@ -67,7 +68,6 @@ class World:
                 leader_epoch=epoch,
                 round=known.round,
                 end_offset=end,
-                flushed_end_offset=end,
                 epochs=epochs,
             )
         )
@@ -190,11 +190,21 @@ def test_appends_with_acks_all_are_refused_where_the_isr_is_too_small_or_the_lea
     assert not world.holds(2, 10)
 
 
-def test_the_lease_counts_from_the_sending_of_the_heartbeat() -> None:
-    leader = World().leader
-    assert not leader.lease_valid(0)
-    leader.heartbeat_answered(100)
-    assert leader.lease_valid(100 + SETTINGS.lease_ms - 1) and not leader.lease_valid(100 + SETTINGS.lease_ms)
+def test_reads_are_served_once_the_epoch_is_committed_and_while_the_lease_lasts() -> None:
+    world = World(isr=(1,), min_insync_replicas=1)
+    with pytest.raises(NotLeader, match="what is committed"):
+        world.leader.check_read(0, math.inf)
+    world.leader.flushed(10)
+    world.leader.check_read(99, 100)
+    with pytest.raises(NotLeader, match="for too long"):
+        world.leader.check_read(100, 100)
+    world.committed(11, leader_epoch=6, leader=2)
+    with pytest.raises(NotLeader):
+        world.leader.check_read(0, math.inf)
+
+
+def test_who_holds_the_partition_alone_needs_no_lease() -> None:
+    World(replicas=(1,), isr=(1,)).leader.check_read(0, -math.inf)
 
 
 # What counts --------------------------------------------------------------------------------------------------------

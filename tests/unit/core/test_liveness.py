@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from raystream.core.liveness import Liveness
+from raystream.core.liveness import Liveness, lease_until_ms
 
 
 def test_a_broker_expires_when_its_timeout_is_over() -> None:
     liveness = Liveness(1_000)
     liveness.heard(2, 500)
     liveness.heard(1, 100)
-    assert liveness.next_deadline_ms == 1_100
     assert liveness.expired(1_099) == []
     assert liveness.expired(1_100) == [1]
     assert liveness.expired(2_000) == [1, 2]
@@ -17,11 +16,19 @@ def test_a_broker_expires_when_its_timeout_is_over() -> None:
     assert liveness.expired(2_000) == [2]
 
 
+def test_a_lease_is_over_before_its_broker_expires() -> None:
+    """However long the heartbeat took to arrive, and its answer to come back."""
+    liveness = Liveness(1_000)
+    liveness.heard(1, 130)
+    assert liveness.expired(lease_until_ms(sent_ms=100, lease_ms=900)) == []
+    assert lease_until_ms(sent_ms=100, lease_ms=900) == 1_000
+
+
 def test_what_arrives_late_takes_nothing_back() -> None:
     liveness = Liveness(1_000)
     liveness.heard(1, 500)
     liveness.heard(1, 400)
-    assert liveness.next_deadline_ms == 1_500
+    assert liveness.expired(1_499) == []
 
 
 def test_who_is_forgotten_does_not_expire_until_it_is_heard_again() -> None:
@@ -29,7 +36,7 @@ def test_who_is_forgotten_does_not_expire_until_it_is_heard_again() -> None:
     liveness.heard(1, 0)
     liveness.forget(1)
     liveness.forget(2)
-    assert (liveness.expired(9_000), liveness.next_deadline_ms) == ([], None)
+    assert liveness.expired(9_000) == []
     liveness.heard(1, 9_000)
     assert liveness.expired(10_000) == [1]
 

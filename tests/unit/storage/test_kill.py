@@ -13,6 +13,7 @@ import pytest
 from raystream.errors import DataDirectoryInUse
 from raystream.storage.files import DiskFiles
 from tests.fakes.logs import append, commit, message, open_log, read_all
+from tests.fakes.verify import verify
 
 ROOT = Path(__file__).parents[3]
 WRITER = textwrap.dedent(
@@ -59,7 +60,7 @@ def test_what_a_killed_process_acknowledged_is_there(tmp_path: Path, acknowledge
         assert log.end_offset >= end and log.end_offset % 3 == 0
         rows = read_all(log)
         assert rows == [(offset, b"%d" % offset) for offset in range(log.start_offset, log.end_offset)]
-        assert log.verify() == []
+        assert verify(log) == []
         append(log, *[message([b"%d" % (log.end_offset + j) for j in range(3)])])
         end = commit(log)
         log.close()

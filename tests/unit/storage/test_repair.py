@@ -17,6 +17,7 @@ from raystream.storage.memory_files import MemoryFiles
 from raystream.storage.repair import Fetch, Patch, find_segment, may_be_replaced_beside, patch_for, replace
 from raystream.storage.scrubbing import Damage, scrub
 from tests.fakes.logs import DIRECTORY, append, commit, copy_batches, message, open_log, read_all
+from tests.fakes.verify import verify
 
 CONFIG: dict[str, Any] = {"segment_bytes": 5_000}
 
@@ -72,7 +73,7 @@ def test_the_repaired_file_is_what_it_was(seed: int) -> None:
     flip(files, segment.path, *(rng.randrange(len(before)) for _ in range(rng.choice((1, 1, 3)))))
     assert repaired(files, log, fetch_from(peer, rng.choice((1, 1 << 20)))) == []
     assert files.read(segment.path) == before
-    assert log.verify() == [] and read_all(log) == read_all(peer)
+    assert verify(log) == [] and read_all(log) == read_all(peer)
 
 
 @pytest.mark.parametrize("keep", [0, 10, 700, 1_500])
@@ -124,7 +125,7 @@ def test_readers_keep_what_they_have_mapped(tmp_path: Path) -> None:
         assert repaired(files, log, fetch_from(peer)) == []
         assert bytes(mapped) == bad and Path(segment.path).read_bytes() == good
     assert append(log, message([b"on"]), epoch=9)[0].base_offset == 24
-    assert log.verify() == []
+    assert verify(log) == []
     log.close()
     assert read_all(open_log(files, f"{tmp_path}/p", **CONFIG))[-1] == (24, b"on")
 

@@ -1,0 +1,155 @@
+"""One run of the whole product: a world, real clients that record what they do, faults, and then peace.
+
+    python -m tests.sim.cluster --seed 17 [--verbose]      repeats one run
+    python -m tests.sim.cluster --seeds 2000               many, from --seed on
+
+Clients and brokers run for `FAULTS_S` simulated seconds while things break. Then everything is mended; within `HEAL_S`
+every partition must have all its replicas in sync again, and the whole topic is read and the history checked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, Final
+
+from raystream.testing import checker
+from raystream.testing.operations import Operation
+from raystream.testing.workload import Workload
+from tests.sim.cluster.checks import LOOK_S, Checks
+from tests.sim.cluster.faults import Faults
+from tests.sim.cluster.world import World, run_in_world
+from tests.sim.world import require
+
+FAULTS_S: Final = 12.0
+HEAL_S: Final = 60.0
+SETTLE_S: Final = 2.5
+"""By then whoever is dead is known to be."""
+TOPIC: Final = "events"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a run came to."""
+
+    seed: int
+    events: int
+    simulated_s: float
+    acknowledged: int
+    happened: Counter[str]
+    healed_after_s: float
+
+
+class Recorder:
+    """A `raystream.testing.Recorder` whose file is the world's history."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def record(self, process: str, type: Any, kind: Any, **fields: Any) -> None:
+        self._world.history.append(
+            Operation(time=int(self._world.kernel.now_s * 1e9), process=process, type=type, kind=kind, **fields)
+        )
+        if self._world.verbose and kind != "poll":
+            self._world.note(str(self._world.history[-1]))
+
+    def invoke(self, process: str, kind: Any, **fields: Any) -> None:
+        self.record(process, "invoke", kind, **fields)
+
+    def ok(self, process: str, kind: Any, **fields: Any) -> None:
+        self.record(process, "ok", kind, **fields)
+
+    def fail(self, process: str, kind: Any, **fields: Any) -> None:
+        self.record(process, "fail", kind, **fields)
+
+    def info(self, process: str, kind: Any, **fields: Any) -> None:
+        self.record(process, "info", kind, **fields)
+
+
+class Run:
+    """The operator of one world."""
+
+    def __init__(self, world: World, focus: tuple[str, ...]) -> None:
+        self.world = world
+        self._focus = focus
+        self._rng = random.Random(world.rng.getrandbits(64))
+        self.checks = Checks(world)
+        self.outcome: Outcome
+
+    def main(self) -> None:
+        """The first process's work."""
+        world, rng, kernel = self.world, self._rng, self.world.kernel
+        cluster = world.connect()
+        cluster.create_topic(
+            TOPIC,
+            partitions=rng.choice([1, 1, 2, 3]),
+            replication_factor=3,
+            config={"segment_ms": rng.choice([1_000, 4_000, 600_000])},
+        )
+        kernel.thread(self._look)
+        workload = Workload(
+            cluster,
+            TOPIC,
+            Recorder(world),  # type: ignore[arg-type]
+            producers=rng.choice([1, 2, 3]),
+            members=rng.choice([1, 2, 2]),
+            records_per_s=rng.choice([5.0, 10.0, 30.0]),
+            rejoin_s=rng.choice([3.0, 8.0]),
+            seed=world.seed,
+            producer_settings={"linger_ms": rng.choice([0, 5]), "request_timeout_ms": rng.choice([2_000, 10_000])},
+            consumer_settings={"session_timeout_ms": rng.choice([3_000, 10_000])},
+        )
+        workload.start()
+        faults = Faults(world, cluster, TOPIC, self._focus)
+        faults.run(kernel.now_s + FAULTS_S)
+        healed_s = kernel.now_s
+        faults.heal()
+        kernel.sleep(SETTLE_S)
+        while not world.is_healthy():
+            self._require_progress(kernel.now_s - healed_s < HEAL_S)
+            kernel.sleep(0.05)
+        healed_after_s = kernel.now_s - healed_s
+        kernel.sleep(rng.uniform(0.2, 1.0))
+        workload.stop()
+        failures = [error for error in workload.failures if not getattr(error, "retriable", False)]
+        require(not failures, f"a client has failed: {failures}")
+        workload.final_read()
+        self.checks.look()
+        report = checker.check(world.history)
+        require(report.ok, f"{report}")
+        self.outcome = Outcome(
+            seed=world.seed,
+            events=kernel.events,
+            simulated_s=kernel.now_s,
+            acknowledged=sum(op.type == "ok" and op.kind == "send" for op in world.history),
+            happened=faults.happened,
+            healed_after_s=healed_after_s,
+        )
+
+    def _require_progress(self, holds: bool) -> None:
+        if not holds:
+            image = self.world.image()
+            states = [] if image is None else [r for held in image.partitions.values() for r in held.values()]
+            require(False, f"liveness: not in sync {HEAL_S:.0f} s after all was mended: {states}")
+
+    def _look(self) -> None:
+        while True:
+            self.world.kernel.sleep(LOOK_S)
+            self.checks.look()
+
+
+def run(seed: int, *, focus: tuple[str, ...] = (), verbose: bool = False) -> Outcome:
+    """One run. Raises Violation where something is wrong."""
+    machines = random.Random(seed).choice([3, 3, 3, 4])
+    made: list[Run] = []
+    with contextlib.ExitStack() as watching:
+
+        def main(world: World) -> None:
+            made.append(Run(world, focus))
+            watching.enter_context(made[0].checks.watching())
+            made[0].main()
+
+        run_in_world(seed, machines, main, verbose=verbose)
+    return made[0].outcome
