@@ -247,7 +247,7 @@ class RayDirectory:
 
     def _find_broker(self, *, other: bool) -> Any:
         """The broker of this node, or another one, at random: where this node's does not answer."""
-        self._refuse_gone()
+        self._refuse_without_ray()
         brokers = list(find_brokers(self._namespace, self._node_id))
         if not brokers:
             raise Unavailable("no broker is running at the moment")
@@ -287,9 +287,7 @@ class RayDirectory:
             raise Unavailable(f"Ray did not look up {what} within {FIND_TIMEOUT_S:.0f} s") from None
 
     def _find(self, name: str) -> Any:
-        self._refuse_gone()
-        if not ray.is_initialized():
-            raise ClusterGone("Ray has shut down in this process: connect again")
+        self._refuse_without_ray()
         try:
             return find_actor(name, self._namespace)
         except RaystreamError:
@@ -302,6 +300,12 @@ class RayDirectory:
         ports: list[RayPartition | RayCoordinator] = [*self._partitions.values(), *self._coordinators.values()]
         for port in ports:
             port.shortcut.close()
+
+    def _refuse_without_ray(self) -> None:
+        """Asked without one, Ray would connect this process anew of its own accord."""
+        self._refuse_gone()
+        if not ray.is_initialized():
+            raise ClusterGone("Ray has shut down in this process: connect again")
 
     def _refuse_gone(self) -> None:
         if self.gone is not None:

@@ -112,7 +112,7 @@ class Hosts:
                 placed.setdefault(home.name, []).append(spec)
             else:
                 homeless.append(spec)
-        peers = [host for host in self._hosts.values() if host.internal == internal]
+        peers = [host for host in self.hosts() if host.internal == internal]
         wanted = min(len(homeless), max(0, (1 if internal else MAX_HOSTS) - len(peers)))
         peers += self._start(wanted, internal)
         load = {host.name: len(host.keys) for host in peers}
@@ -120,7 +120,8 @@ class Hosts:
             least = min(load, key=lambda name: load[name])
             load[least] += 1
             placed.setdefault(least, []).append(spec)
-        return [(self._hosts[name], own) for name, own in placed.items()]
+        living = {host.name: host for host in self.hosts()}  # one that has died meanwhile is chosen no more
+        return [(living[name], own) for name, own in placed.items() if name in living]
 
     def home(self, key: Key) -> Host | None:
         """The host that holds the replica."""
@@ -186,9 +187,11 @@ class Hosts:
             remembered = json.loads(self._file.read_text())
         except (OSError, ValueError):
             return
-        if remembered.get("cluster") != self._cluster:
-            return
+        if (remembered.get("cluster"), remembered.get("node")) != (self._cluster, self._node_id):
+            return  # they ended with their Ray node
         for name, (pid, internal) in remembered["hosts"].items():
+            if not is_alive(pid):
+                continue
             try:
                 handle = find_actor(name, self._namespace)
                 statuses = wait_for(handle.status.remote(), ADOPT_TIMEOUT_MS)
@@ -219,6 +222,7 @@ class Hosts:
     def _remember(self) -> None:
         state = {
             "cluster": self._cluster,
+            "node": self._node_id,
             "hosts": {host.name: [host.pid, host.internal] for host in self._hosts.values()},
             "spare": self._spare[0] if self._spare else "",
         }

@@ -47,7 +47,7 @@ class CoordinatorKeeper:
         )
         self._take(name, handle, START_TIMEOUT_MS)
         temporary = self._file.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"cluster": self._cluster, "name": name}))
+        temporary.write_text(json.dumps({"cluster": self._cluster, "node": self._node_id, "name": name}))
         temporary.replace(self._file)
 
     def _adopt(self) -> bool:
@@ -55,7 +55,7 @@ class CoordinatorKeeper:
             remembered = json.loads(self._file.read_text())
         except (OSError, ValueError):
             return False
-        if remembered.get("cluster") != self._cluster:
+        if (remembered.get("cluster"), remembered.get("node")) != (self._cluster, self._node_id):
             return False
         try:
             self._take(remembered["name"], find_actor(remembered["name"], self._namespace), ADOPT_TIMEOUT_MS)

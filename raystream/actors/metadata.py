@@ -174,7 +174,7 @@ class Metadata:
                 partition_epoch=record.partition_epoch,
                 actors=actors,
                 min_insync_replicas=Elections(self._image).min_insync_replicas(record),
-                lease_path=lease_path if len(record.replicas) > 1 else "",
+                lease_path=lease_path,
             )
 
     def is_superfluous(self, key: Key, broker_id: int) -> bool:

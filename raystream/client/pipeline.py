@@ -95,6 +95,7 @@ class Pipeline:
 
     __slots__ = (
         "_next_number",
+        "acknowledged_epoch",
         "draining",
         "epoch",
         "fenced",
@@ -127,6 +128,8 @@ class Pipeline:
         self.gap_unknown = False
         """Draining because of a batch that may yet arrive."""
         self.taken_back: list[Batch] = []
+        self.acknowledged_epoch = -1
+        """The latest leader epoch in which the partition acknowledged a batch."""
 
     @property
     def waiting_bytes(self) -> int:
@@ -189,7 +192,8 @@ class Pipeline:
         It is, if every try was answered. It also is if everything before it was in the log when this try was sent, for
         then the partition lost something that it had acknowledged: the gap never closes, and no earlier try of the
         batch is ever accepted. A verdict on a try that was sent earlier proves nothing: another try of the same batch
-        may have taken its place in the partition's reorder buffer.
+        may have taken its place in the partition's reorder buffer. Nor does that of a leader whose epoch is over, and
+        who has not heard of it: the sender does not ask on such a one's word.
         """
         return not batch.unknown or (sent_as_head and not self.gap_unknown)
 

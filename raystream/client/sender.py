@@ -31,6 +31,7 @@ from raystream.errors import (
     DiskFull,
     FencedProducer,
     InvalidRecord,
+    NotLeader,
     OutOfOrderSequence,
     RaystreamError,
     RequestTimeout,
@@ -386,6 +387,8 @@ class Sender:
                 raise
             raise ActorLost(f"{type(error).__name__}: {error}") from error
         except OutOfOrderSequence:
+            if leader.epoch < pipeline.acknowledged_epoch:
+                raise NotLeader(f"the leader of epoch {leader.epoch} lacks what a later one has acknowledged") from None
             if (as_head or pipeline.draining) and pipeline.may_take_back(batch, sent_as_head=as_head):
                 raise _TakenBack from None
             raise
@@ -398,6 +401,7 @@ class Sender:
             raise
         except SchemaChanged as error:  # a topic has one schema in this release: encoding again would change nothing
             raise InvalidRecord(f"{error}: make another producer, which learns the new schema") from error
+        pipeline.acknowledged_epoch = max(pipeline.acknowledged_epoch, leader.epoch)
         self._stats.latency_ms += self._clock.monotonic_ms() - now
         return reply
 

@@ -33,6 +33,7 @@ POLL_S: Final = 0.2
 COMMIT_EVERY: Final = 5
 COMMITTED_EVERY: Final = 20
 """A member commits, and reads its committed positions, after every so many batches."""
+NO_EPOCH: Final = 0
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,9 @@ class RecordingMember:
 
     def _follow(self, consumer: Consumer, batch: Batch | None) -> None:
         """Records how the assignment differs from the one known, before the batch that may belong to the new one."""
-        held = set(consumer.assignment())
+        # those of the assignment: a member's own epoch moves on while it still gives partitions up
+        epochs = {p: slot.epoch for p, slot in consumer._session.assigned().items() if not slot.revoking}
+        held = set(epochs)
         if batch is not None:
             held.add(batch.topic_partition)
         gone = self._next.keys() - held
@@ -222,12 +225,10 @@ class RecordingMember:
             new |= away_and_back
         if gone:
             self._place.recorder.ok(self._process, "revoke", group=self._group, partitions=sorted(gone))
-        confirmed = new & set(() if member is None else member.partitions)
-        if confirmed and member is not None:
-            fields = {"partitions": sorted(confirmed), "epoch": member.epoch}
-            self._place.recorder.ok(self._process, "assign", group=self._group, **fields)
-        if new - confirmed:
-            self._place.recorder.ok(self._process, "assign", group=self._group, partitions=sorted(new - confirmed))
+        for epoch in sorted({epochs.get(partition, NO_EPOCH) for partition in new}):
+            fields: dict[str, Any] = {} if epoch == NO_EPOCH else {"epoch": epoch}
+            given = sorted(partition for partition in new if epochs.get(partition, NO_EPOCH) == epoch)
+            self._place.recorder.ok(self._process, "assign", group=self._group, partitions=given, **fields)
         self._next = {p: None if p in new else self._next[p] for p in held}
 
     def _member(self) -> MemberDescription | None:

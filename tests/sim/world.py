@@ -8,11 +8,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import heapq
+import multiprocessing
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from raystream.errors import RaystreamError
 
@@ -148,29 +150,49 @@ def how_to_repeat(module: str, seed: int, error: BaseException) -> str:
     return f"seed {seed}: {error}\nrepeat it with: python -m {module} --seed {seed} --verbose"
 
 
-def main(module: str, run: Run, done: str, description: str | None) -> int:
+def main(module: str, run: Run, done: str, description: str | None, *, seeds_per_process: int = 100) -> int:
     """Runs what the command line asks for; `done` names what the outcomes count."""
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=1, help="so many seeds at a time")
+    parser.add_argument("--keep-going", action="store_true", help="tell of every seed that fails")
+    parser.add_argument("--focus", nargs="*", default=(), help="the only kinds of faults that shall happen")
     parser.add_argument("--verbose", action="store_true")
     options = parser.parse_args()
     started = time.perf_counter()
     outcomes = []
-    with contextlib.suppress(KeyboardInterrupt):
-        for seed in range(options.seed, options.seed + options.seeds):
-            try:
-                outcomes.append(run(seed, verbose=options.verbose))
-            except WRONG as error:
-                print(how_to_repeat(module, seed, error))
+    failed = 0
+    seeds = range(options.seed, options.seed + options.seeds)
+    one = partial(_outcome, module, run, tuple(options.focus), options.verbose)
+    with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as stack:
+        results: Iterable[Outcome | str] = map(one, seeds)
+        if options.jobs > 1:
+            pool = multiprocessing.get_context("fork").Pool(options.jobs, maxtasksperchild=seeds_per_process)
+            results = stack.enter_context(pool).imap(one, seeds)
+        for result in results:
+            if isinstance(result, Outcome):
+                outcomes.append(result)
+                continue
+            failed += 1
+            print(result, flush=True)
+            if not options.keep_going:
                 return 1
     took_s = time.perf_counter() - started
     happened = sum((outcome.happened for outcome in outcomes), Counter[str]())
     simulated_s = sum(outcome.simulated_ms for outcome in outcomes) / 1e3
     print(
-        f"{len(outcomes)} seeds, {sum(outcome.events for outcome in outcomes):,} events,"
+        f"{len(outcomes)} seeds{f', and {failed} that failed' if failed else ''},"
+        f" {sum(outcome.events for outcome in outcomes):,} events,"
         f" {sum(outcome.done for outcome in outcomes):,} {done}; {dict(happened)};"
         f" healed after at most {max((outcome.healed_after_ms for outcome in outcomes), default=0):.0f} ms;"
         f" {simulated_s:.0f} s simulated in {took_s:.1f} s: {simulated_s / took_s:.0f} per second"
     )
-    return 0
+    return 1 if failed else 0
+
+
+def _outcome(module: str, run: Run, focus: tuple[str, ...], verbose: bool, seed: int) -> Outcome | str:
+    try:
+        return run(seed, focus=focus, verbose=verbose)
+    except WRONG as error:
+        return how_to_repeat(module, seed, error)

@@ -35,6 +35,8 @@ class Faults:
             (self.kill_coordinator, 2),
             (self.kill_machine, 3),
             (self.power_cut, 3),
+            (self.blackout, 1),
+            (self.blackout_at_sync, 1),
             (self.pause_process, 3),
             (self.pause_machine, 2),
             (self.cut_link, 3),
@@ -123,6 +125,28 @@ class Faults:
 
     def power_cut(self) -> None:
         self._end("power_cut", Machine.power_cut)
+
+    def blackout(self) -> None:
+        """All machines at once."""
+        self._note("blackout")
+        for machine in self._world.machines:
+            if machine.up:
+                machine.crash()
+
+    def blackout_at_sync(self) -> None:
+        """At the worst moment: a log is about to be synced."""
+        disk = self._rng.choice(self._world.machines).disk
+        nth = self._rng.randint(1, 30)
+
+        def before(path: str) -> None:
+            nonlocal nth
+            nth -= path.endswith(".log")
+            if nth == 0:
+                disk.before_sync = lambda path: None
+                self._kernel.call_soon(self.blackout)
+                self._kernel.sleep(0.001)
+
+        disk.before_sync = before
 
     def pause_machine(self) -> None:
         machine = self._rng.choice(self._world.machines)
@@ -272,6 +296,7 @@ class Faults:
         for machine in world.machines:
             machine.disk.capacity_bytes = DISK_BYTES
             machine.disk.slow_syncs = 0.0
+            machine.disk.before_sync = lambda path: None
             machine.disk._fail_at = None
             self._resume(machine)
             self.start(machine)

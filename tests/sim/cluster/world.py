@@ -135,24 +135,25 @@ class World:
         return max(images, key=lambda image: image.version, default=None)
 
     def is_healthy(self) -> bool:
-        """Whether every partition has all its replicas in sync, and is led and served."""
-        image = self.image()
-        if image is None:
+        """Whether there is a controller, and every partition has all its replicas in sync, open and led."""
+        controller = next((broker for broker in self.brokers() if _leads(broker)), None)
+        if controller is None:
             return False
-        replicas = {
-            broker for held in image.partitions.values() for record in held.values() for broker in record.replicas
+        image = controller._metadata._image
+        live = {broker.broker_id for broker in image.brokers.values() if not broker.fenced}
+        voters = {voter.id for voter in controller._node.voters}
+        if len(voters) < 3 or not voters <= live:
+            return False
+        open_now = {
+            (replica.spec.topic_id, replica.spec.partition, replica.spec.broker_id) for _, replica in self.replicas()
         }
-        if any(broker.fenced for broker in image.brokers.values() if broker.broker_id in replicas):
-            return False
         return all(
             record.leader >= 0
             and set(record.isr) == set(record.replicas)
             and not record.adding
             and not record.removing
-            and all(
-                (served := image.replica(record.topic_id, record.partition, broker)) is not None and served.actor
-                for broker in record.replicas
-            )
+            and live >= set(record.replicas)
+            and all((record.topic_id, record.partition, broker) in open_now for broker in record.replicas)
             for held in image.partitions.values()
             for record in held.values()
         )
@@ -162,6 +163,10 @@ class World:
         for actor in self.actors("PartitionActor"):
             for replica in list(actor.instance._replicas.values()):
                 yield actor.process, replica
+
+
+def _leads(broker: Any) -> bool:
+    return broker._node is not None and broker._started.is_set() and broker._controlling.leads
 
 
 def run_in_world(

@@ -92,6 +92,30 @@ def test_a_retry_sends_the_same_bytes_and_its_age(cluster: FakeCluster) -> None:
     assert topic.column() == [b"x"]
 
 
+def test_the_verdict_of_a_leader_whose_epoch_is_over_is_not_taken(cluster: FakeCluster) -> None:
+    """It lacks what its successor has acknowledged. Sent anew in another producer epoch the batch would stand twice."""
+    topic = cluster.create()
+    partition = part(topic)
+    partition.placed.leader_epoch = 7
+    producer = cluster.producer(linger_ms=0)
+    producer.send("t", b"first").result(WAIT_S)
+
+    def fault(_: BatchHeader) -> Fault | None:
+        match len(partition.requests):
+            case 2:
+                partition.placed.leader_epoch = 5  # as a broker has it that is cut off
+                return lost_reply()
+            case 3:
+                partition.placed.leader_epoch = 7
+                return refused(OutOfOrderSequence("a batch before this one is missing here"))
+        return None
+
+    partition.fault = fault
+    assert producer.send("t", b"second").result(WAIT_S).offset == 1
+    assert [request.leader_epoch for request in partition.requests] == [7, 7, 5, 7]
+    assert topic.column() == [b"first", b"second"]
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_random_faults_with_five_in_flight(cluster: FakeCluster, seed: int) -> None:
     """Every record once, in order, whatever is lost, late or refused."""
