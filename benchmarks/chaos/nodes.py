@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import itertools
 import os
 import signal
 import time
@@ -18,34 +19,58 @@ import ray
 from ray.cluster_utils import Cluster as RayCluster
 
 import raystream as rs
+from benchmarks.chaos.namespaces import Network
+from benchmarks.chaos.processes import children, wait_until_gone
 from raystream import messages as m
 from raystream.actors.finding import find_brokers
 
 NAMESPACE: Final = "raystream"
 ALIVE_TIMEOUT_S: Final = 60.0
+ANSWER_TIMEOUT_S: Final = 10.0
+WORKERS_END_S: Final = 60.0
+"""How long workers may outlive their raylet."""
 
 
 class Nodes:
-    """`count` Ray nodes, the driver on the first one, which is Ray's head. A context manager."""
+    """`count` Ray nodes, the driver on the first one, which is Ray's head. A context manager.
 
-    def __init__(self, data_dir: Path, count: int = 3, racks: tuple[str, ...] = ()) -> None:
+    With a network each is in a namespace of its own, numbered as the nodes are; the calling thread must be in the
+    head's, which is number 0.
+    """
+
+    def __init__(
+        self, data_dir: Path, count: int = 3, racks: tuple[str, ...] = (), network: Network | None = None
+    ) -> None:
         os.environ.setdefault("RAY_worker_niceness", "0")
         self._data_dir = data_dir
         self._killed = self._closed = False
         self._racks = racks
+        self.network = network
         self._ray = RayCluster(
             initialize_head=True,
             shutdown_at_exit=False,  # its signal handlers would keep nodes from being added on other threads
-            head_node_args={"num_cpus": 2, "include_dashboard": False, **self._labels(0)},
+            head_node_args={"include_dashboard": False, **self._settings(0)},
         )
-        self._added = [self._ray.add_node(num_cpus=2, **self._labels(number)) for number in range(1, count)]
+        self._added: dict[int, Any] = {}
+        for number in range(1, count):
+            self._start(number)
         ray.init(address=self._ray.address, namespace=NAMESPACE, log_to_driver=False)
         self._ray.wait_for_nodes()
         atexit.register(self.close)
         self.cluster = rs.connect(data_dir=data_dir)
 
-    def _labels(self, number: int) -> dict[str, Any]:
-        return {"labels": {"raystream.io/rack": self._racks[number]}} if number < len(self._racks) else {}
+    def _settings(self, number: int) -> dict[str, Any]:
+        settings: dict[str, Any] = {"num_cpus": 2}
+        if number < len(self._racks):
+            settings["labels"] = {"raystream.io/rack": self._racks[number]}
+        if self.network is not None:
+            settings["node_ip_address"] = self.network.address(number)
+        return settings
+
+    def _start(self, number: int) -> None:
+        """What a thread starts is in the namespace that the thread is in."""
+        with self.network.inside(number) if self.network is not None else contextlib.nullcontext():
+            self._added[number] = self._ray.add_node(**self._settings(number))
 
     def __enter__(self) -> Self:
         return self
@@ -79,7 +104,7 @@ class Nodes:
             if not name.startswith("raystream-broker"):
                 with contextlib.suppress(Exception):
                     pids.append(self.pid_of(name))
-        for node in self._added:
+        for node in self._added.values():
             self._ray.remove_node(node, allow_graceful=False)
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
@@ -162,7 +187,13 @@ class Nodes:
 
     def pid_of(self, actor: str) -> int:
         """The process id of a named actor."""
-        return int(ray.get(ray.get_actor(actor, namespace=NAMESPACE).pid.remote(), timeout=10))
+        deadline = time.monotonic() + ANSWER_TIMEOUT_S
+        while True:
+            try:
+                return int(ray.get(ray.get_actor(actor, namespace=NAMESPACE).pid.remote(), timeout=ANSWER_TIMEOUT_S))
+            except ray.exceptions.ActorUnavailableError:  # the call was lost
+                if time.monotonic() > deadline:
+                    raise
 
     # Breaking -------------------------------------------------------------------------------------------------------
 
@@ -180,17 +211,42 @@ class Nodes:
 
     def kill_node(self, node_id: str) -> None:
         """The raylet and all its workers, at once. Never the driver's own node."""
-        node = next(node for node in self._added if node.node_id == node_id)
-        self._added.remove(node)
-        self._ray.remove_node(node, allow_graceful=False)
+        self._ray.remove_node(self._taken(node_id), allow_graceful=False)
+
+    def kill_raylet(self, node_id: str) -> float:
+        """The raylet alone: its workers find out by themselves. Answers how many seconds the last one outlived it."""
+        raylet = self._taken(node_id)
+        process = raylet.all_processes["raylet"][0].process
+        workers = children(process.pid)
+        self.kill(process.pid)
+        killed = time.monotonic()
+        process.wait()
+        left = wait_until_gone(workers, WORKERS_END_S)
+        self._ray.remove_node(raylet, allow_graceful=False)
+        if left:
+            raise TimeoutError(f"{len(left)} workers live {WORKERS_END_S:.0f} s after their raylet: {sorted(left)}")
+        return time.monotonic() - killed
+
+    def _taken(self, node_id: str) -> Any:
+        number = next(number for number, node in self._added.items() if node.node_id == node_id)
+        return self._added.pop(number)
 
     def add_node(self) -> str:
-        """One more node; it gets the first free data directory."""
-        node = self._ray.add_node(num_cpus=2)
-        self._added.append(node)
-        return str(node.node_id)
+        """One more node; it gets the first free data directory, and the first free namespace."""
+        number = next(number for number in itertools.count(1) if number not in self._added)
+        self._start(number)
+        return str(self._added[number].node_id)
+
+    def replace_the_dead(self) -> int:
+        """Nodes that Ray has given up, and whose raylets have ended of themselves therefore, are started anew. Answers
+        how many there were."""
+        ended = [n for n, node in self._added.items() if node.all_processes["raylet"][0].process.poll() is not None]
+        for number in ended:
+            self._ray.remove_node(self._added.pop(number), allow_graceful=False)
+            self._start(number)
+        return len(ended)
 
     @property
     def removable(self) -> list[str]:
         """Node ids of the nodes that may be killed."""
-        return [str(node.node_id) for node in self._added]
+        return [str(node.node_id) for node in self._added.values()]

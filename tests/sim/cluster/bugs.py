@@ -34,9 +34,10 @@ from raystream.storage.producer_state import Duplicate, Fresh, ProducerState
 from tests.sim.cluster.run import run
 from tests.sim.planted import Bug, replaced, seeds_to_catch
 
-AT_MOST: Final = 20
+AT_MOST: Final = 15
 POWER: Final = ("blackout_at_sync", "blackout", "slow_disk")
 DEATHS: Final = ("kill_partition_actor", "kill_machine", "isolate", "pause_machine")
+ALONE: Final = ("isolate",)
 NETWORK: Final = ("bad_network", "cut_link", "isolate")
 
 # The partition --------------------------------------------------------------------------------------------------------
@@ -103,8 +104,8 @@ def _no_lease_for_who_was_alone(self: Metadata, key: Any, broker_id: int, direct
 # The controller -------------------------------------------------------------------------------------------------------
 
 
-def _anybody_is_eligible(self: Elections, record: Any) -> list[int]:
-    return [broker for broker in record.replicas if not self._image.brokers[broker].fenced]
+def _anybody_is_eligible(self: Elections, replicas: Any, isr: Any, elr: Any, **named: Any) -> int:
+    return _eligible(self, replicas, replicas, elr, **named)
 
 
 def _any_isr_change(self: Elections, topic_id: str, partition: int, change: Any) -> Any:
@@ -177,7 +178,8 @@ def _back(position: Any) -> Any:
 _settle, _lead, _spec = Leading._settle, Leading.__init__, Metadata.spec
 _check_sequence, _check_epoch, _check_read = ProducerState.check, Follower.check, Leader.check_read
 _answer, _holds, _truncation, _truncated = Follower.answer, Leader._holds, Follower.truncation, Follower.truncated
-_alter_isr, _changed, _granted = Elections.alter_isr, Elections._changed, Grants.granted
+_alter_isr, _changed, _eligible = Elections.alter_isr, Elections._changed, Elections._eligible
+_granted = Grants.granted
 _send_heartbeat, _write, _commit = Membership._send_heartbeat, RaftDisk.write, offsets.commit
 
 BUGS: Final[Mapping[str, Bug]] = {
@@ -196,10 +198,14 @@ BUGS: Final[Mapping[str, Bug]] = {
         (Follower, "truncated", _cut_to_the_high_watermark_done),
     ),
     "a follower takes batches of any leader epoch": replaced(Follower, "check", _any_epoch, focus=DEATHS),
-    "reads are served without a lease": replaced(Leader, "check_read", _reads_without_a_lease, focus=DEATHS),
-    "a lease counts from after the answer": replaced(Membership, "_send_heartbeat", _lease_from_the_answer),
-    "a lease counts before the replicas are told": replaced(Grants, "granted", _lease_at_once, focus=NETWORK),
-    "who was alone in a partition has no lease later": replaced(Metadata, "spec", _no_lease_for_who_was_alone),
+    "reads are served without a lease": replaced(Leader, "check_read", _reads_without_a_lease, focus=ALONE),
+    "a lease counts from after the answer": replaced(
+        Membership, "_send_heartbeat", _lease_from_the_answer, focus=ALONE
+    ),
+    "a lease counts before the replicas are told": replaced(Grants, "granted", _lease_at_once, focus=ALONE),
+    "who was alone in a partition has no lease later": replaced(
+        Metadata, "spec", _no_lease_for_who_was_alone, focus=ALONE
+    ),
     "a new leader serves reads at once": replaced(
         Leader, "serves_reads", property(lambda leader: not leader.deposed), focus=DEATHS
     ),

@@ -134,7 +134,7 @@ class Faults:
                 machine.crash()
 
     def blackout_at_sync(self) -> None:
-        """At the worst moment: a log is about to be synced."""
+        """At the worst moment: one log is not synced yet, the others may be."""
         disk = self._rng.choice(self._world.machines).disk
         nth = self._rng.randint(1, 30)
 
@@ -143,8 +143,8 @@ class Faults:
             nth -= path.endswith(".log")
             if nth == 0:
                 disk.before_sync = lambda path: None
-                self._kernel.call_soon(self.blackout)
-                self._kernel.sleep(0.001)
+                self._kernel.call_later(self._rng.uniform(0.0, 0.2), self.blackout)
+                self._kernel.sleep(0.3)
 
         disk.before_sync = before
 

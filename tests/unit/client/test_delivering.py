@@ -101,14 +101,9 @@ def test_the_verdict_of_a_leader_whose_epoch_is_over_is_not_taken(cluster: FakeC
     producer.send("t", b"first").result(WAIT_S)
 
     def fault(_: BatchHeader) -> Fault | None:
-        match len(partition.requests):
-            case 2:
-                partition.placed.leader_epoch = 5  # as a broker has it that is cut off
-                return lost_reply()
-            case 3:
-                partition.placed.leader_epoch = 7
-                return refused(OutOfOrderSequence("a batch before this one is missing here"))
-        return None
+        number = len(partition.requests)
+        partition.placed.leader_epoch = 5 if number == 2 else 7  # 5 as a broker has it that is cut off
+        return {2: lost_reply(), 3: refused(OutOfOrderSequence("a gap"))}.get(number)
 
     partition.fault = fault
     assert producer.send("t", b"second").result(WAIT_S).offset == 1
