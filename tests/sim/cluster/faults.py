@@ -196,15 +196,20 @@ class Faults:
         self._later(0.2, 7.0, lambda: self._world.network.cut.difference_update({(one, other), (other, one)}))
 
     def isolate(self) -> None:
+        """One machine alone, for long enough now and then that another leads and is read from meanwhile."""
         names = [machine.name for machine in self._world.machines]
         one = self._rng.choice(names)
+        if self._world.network.cut:
+            return
         both_ways = self._rng.random() < 0.7
         self._note("isolate" if both_ways else "isolate_one_way", one)
         links = {(one, other) for other in names if other != one}
         if both_ways:
-            links |= {(other, one) for other, one in [(b, a) for a, b in links]}
+            links |= {(other, one) for other in names if other != one}
         self._world.network.cut |= links
-        self._later(0.2, 7.0, lambda: self._world.network.cut.difference_update(links))
+        self._later(
+            *self._rng.choice([(0.2, 3.0), (5.0, 9.0)]), lambda: self._world.network.cut.difference_update(links)
+        )
 
     def bad_network(self) -> None:
         network, rng = self._world.network, self._rng

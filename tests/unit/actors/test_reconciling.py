@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from raystream import messages as m
+from raystream.actors import reconciling
 from raystream.actors.metadata import Metadata, encode
 from raystream.actors.reconciling import QUARANTINE, Reconciler
 from raystream.core.metadata import BrokerRecord, PartitionRecord, ReplicaRecord, TopicRecord
@@ -40,6 +41,7 @@ class FakeHosts:
         self.updated: list[m.ReplicaSpec] = []
         self.closed: list[tuple[str, int]] = []
         self.errors: list[str] = []
+        self.deaf = False
 
     def hosts(self) -> list[Host]:
         return list(self.held.values())
@@ -59,7 +61,7 @@ class FakeHosts:
 
     def update(self, specs: Sequence[m.ReplicaSpec]) -> set[tuple[str, int]]:
         self.updated += specs
-        return {(spec.topic_id, spec.partition) for spec in specs}
+        return set() if self.deaf else {(spec.topic_id, spec.partition) for spec in specs}
 
     def close(self, keys: Iterable[tuple[str, int]]) -> None:
         self.closed += keys
@@ -232,3 +234,33 @@ def test_actors_that_live_on_are_taken_in_and_others_are_counted_as_lost(house: 
     assert house.reports[0][1] == ((TOPIC_ID, 1),)
     until(lambda: house.hosts.opened)
     assert {spec.partition for spec in house.hosts.opened} == {1}
+
+
+def test_who_leases_hears_up_to_where_the_replicas_have_been_told(house: House) -> None:
+    house.start(PARTITION)
+    assert house.reconciler.wait_until_settled(10)
+    house.commit(replace(PARTITION, leader=2, leader_epoch=1, partition_epoch=1))
+    until(lambda: house.told and house.told[-1] == house.metadata.version)
+    assert house.hosts.updated[-1].leader_epoch == 1
+
+
+def test_a_lease_waits_for_a_replica_that_does_not_take_its_news(house: House) -> None:
+    house.start(PARTITION)
+    assert house.reconciler.wait_until_settled(10)
+    until(lambda: house.told and house.told[-1] == house.metadata.version)
+    house.hosts.deaf = True
+    house.commit(replace(PARTITION, leader=2, leader_epoch=1, partition_epoch=1))
+    until(lambda: house.hosts.updated)
+    time.sleep(0.1)
+    assert house.told[-1] < house.metadata.version
+    house.hosts.deaf = False
+    until(lambda: house.told[-1] == house.metadata.version)
+
+
+def test_what_could_not_be_opened_is_tried_again(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconciling, "OPEN_AGAIN_S", 0.05)
+    monkeypatch.setattr(reconciling, "IDLE_S", 0.05)
+    house.hosts.errors = ["the disk is full"]
+    house.start(PARTITION)
+    until(lambda: len(house.reports) == 2)
+    assert [served[0].error for served, _ in house.reports] == ["the disk is full", ""]

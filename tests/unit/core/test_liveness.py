@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from raystream.core.liveness import Liveness, lease_until_ms
+from raystream.core.liveness import Grants, Liveness, lease_until_ms
 
 
 def test_a_broker_expires_when_its_timeout_is_over() -> None:
@@ -47,3 +47,32 @@ def test_a_new_controller_gives_everybody_a_whole_timeout() -> None:
     liveness.started([1, 2], 5_000)
     assert liveness.expired(5_999) == []
     assert liveness.expired(6_000) == [1, 2]
+
+
+def test_a_lease_counts_once_the_replicas_know_what_the_controller_knew() -> None:
+    grants = Grants()
+    grants.granted(version=7, until_ms=1_000)
+    assert grants.until_ms == 0
+    grants.told(6)
+    assert grants.until_ms == 0
+    grants.told(7)
+    assert grants.until_ms == 1_000
+    grants.granted(version=7, until_ms=1_400)
+    assert grants.until_ms == 1_400
+    grants.granted(version=9, until_ms=1_800)
+    assert grants.until_ms == 1_400
+    grants.told(12)
+    assert grants.until_ms == 1_800
+    grants.told(8)
+    assert grants.until_ms == 1_800
+
+
+def test_a_life_that_is_over_leaves_no_lease() -> None:
+    grants = Grants()
+    grants.granted(version=1, until_ms=1_000)
+    grants.granted(version=3, until_ms=1_400)
+    grants.told(1)
+    grants.end()
+    assert grants.until_ms == 0
+    grants.told(3)
+    assert grants.until_ms == 0

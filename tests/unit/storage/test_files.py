@@ -220,3 +220,33 @@ def test_a_renamed_file_may_come_back_as_it_was() -> None:
         files.crash(random.Random(seed))
         found.add(files.read("d/x"))
     assert {b"old", b"new", b""} <= found
+
+
+def test_directories_are_listed_moved_and_removed(place: tuple[Files, str]) -> None:
+    files, directory = place
+    files.makedirs(f"{directory}/x/y")
+    files.makedirs(f"{directory}/z")
+    files.write_atomically(f"{directory}/x/one", b"1")
+    files.write_atomically(f"{directory}/x/y/two", b"2")
+    assert files.directories(directory) == ["x", "z"]
+    files.move_directory(f"{directory}/x", f"{directory}/z/moved")
+    files.move_directory(f"{directory}/gone", f"{directory}/z/gone")
+    assert files.directories(directory) == ["z"]
+    assert files.directories(f"{directory}/z") == ["moved"]
+    assert files.read(f"{directory}/z/moved/y/two") == b"2"
+    files.remove_directory(f"{directory}/z/moved")
+    files.remove_directory(f"{directory}/z/moved")
+    assert files.directories(f"{directory}/z") == []
+    with pytest.raises(FileNotFoundError):
+        files.read(f"{directory}/z/moved/one")
+
+
+def test_a_moved_directory_stays_moved_after_a_power_cut() -> None:
+    for seed in range(10):
+        files = MemoryFiles()
+        files.makedirs("d/x")
+        files.write_atomically("d/x/one", b"1")
+        files.move_directory("d/x", "d/y")
+        files.crash(random.Random(seed))
+        assert files.read("d/y/one") == b"1"
+        assert files.directories("d") == ["y"]
