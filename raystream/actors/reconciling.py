@@ -64,6 +64,8 @@ class Reconciler:
         """When replicas could not be opened."""
         self._opening: dict[Key, m.ReplicaSpec] = {}
         self._closing: set[Key] = set()
+        self._silent: set[Key] = set()
+        """Of those that are being closed: their actor serves them no more, and only their files are left."""
         self._lost: set[Key] = set()
         self._dead: list[str] = []
         self._not_before = 0
@@ -153,7 +155,9 @@ class Reconciler:
             news = [spec for spec in news if self._opened.get((spec.topic_id, spec.partition)) != spec]
             fresh = {key: spec for key, spec in wanted.items() if key not in self._served and key not in self._opening}
             gone = {key for key in self._served if key not in wanted} - self._closing
-            outdated = bool(gone or self._closing) or any(wanted.get(key) != s for key, s in self._opening.items())
+            outdated = bool((gone | self._closing) - self._silent) or any(
+                wanted.get(key) != s for key, s in self._opening.items()
+            )
             self._opening.update(fresh)
             self._closing |= gone
         if fresh or gone:
@@ -294,10 +298,14 @@ class Reconciler:
         if not closing:
             return
         self._hosts.close(closing)
+        with self._lock:
+            self._silent.update(closing)
+        self._wake.set()
         for key in closing:
             self._files.remove_directory(str(self._directory(key)))
             with self._lock:
                 self._closing.discard(key)
+                self._silent.discard(key)
                 self._served.pop(key, None)
                 self._opened.pop(key, None)
         self._wake.set()

@@ -25,7 +25,7 @@ UNKNOWN = -1
 class ReplicationSettings:
     """How a leader replicates."""
 
-    max_lag_ms: float = 10_000
+    max_lag_ms: float = 4_000
     """A follower that has not caught up for so long leaves the ISR; it counts from the sending of what it answered."""
     heartbeat_interval_ms: float = 500
     request_timeout_ms: float = 2_000
