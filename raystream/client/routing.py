@@ -33,6 +33,10 @@ FIRST_BACKOFF_MS: Final = 20.0
 MAX_BACKOFF_MS: Final = 500.0
 METADATA_AGE_MS: Final = 30_000.0
 CALL_TIMEOUT_MS: Final = 10_000.0
+METADATA_TIMEOUT_MS: Final = 2_000.0
+"""Any broker can answer: the next is asked then."""
+COORDINATOR_TIMEOUT_MS: Final = 4_000.0
+"""Another one may be the coordinator by then."""
 REPLICATED_TIMEOUT_MS: Final = 2_500.0
 """One try at a partition that others can take over is given no longer."""
 AVOID_FOLLOWER_MS: Final = 5_000.0
@@ -81,15 +85,21 @@ class Routing:
 
     async def topic(self, name: str, *, timeout_ms: float = CALL_TIMEOUT_MS) -> m.TopicMetadata:
         """The topic's metadata, at most METADATA_AGE_MS old. Raises TopicNotFound."""
-        known = self.known(name)
-        if known is not None:
-            return known
-        refresh = self._refreshing.get(name)
-        if refresh is None:
-            refresh = asyncio.ensure_future(self._refresh(name, timeout_ms))
-            self._refreshing[name] = refresh
-            refresh.add_done_callback(lambda _: self._refreshing.pop(name, None))
-        return await asyncio.shield(refresh)
+        deadline = self._clock.monotonic_ms() + timeout_ms
+        left_ms = timeout_ms
+        while (known := self.known(name)) is None:
+            refresh = self._refreshing.get(name)
+            if refresh is None:
+                refresh = asyncio.ensure_future(self._refresh(name, left_ms))
+                self._refreshing[name] = refresh
+                refresh.add_done_callback(lambda _: self._refreshing.pop(name, None))
+            try:
+                return await asyncio.wait_for(asyncio.shield(refresh), left_ms / 1000)
+            except TimeoutError as error:  # who began to ask may have had less time than we have
+                left_ms = deadline - self._clock.monotonic_ms()
+                if left_ms < 1:  # timers are not as fine as clocks
+                    raise RequestTimeout(f"no metadata of topic {name!r} within {timeout_ms:.0f} ms") from error
+        return known
 
     async def _refresh(self, name: str, timeout_ms: float) -> m.TopicMetadata:
         reply = await self.metadata((name,), timeout_ms=timeout_ms)
@@ -104,7 +114,8 @@ class Routing:
         """Fresh metadata from the controller, of all topics or those named."""
         request = m.MetadataRequest(topics=topics, internal=internal)
         reply = await self.call_controller(
-            lambda port, left_ms: port.metadata(request, timeout_ms=left_ms), timeout_ms=timeout_ms
+            lambda port, left_ms: port.metadata(request, timeout_ms=min(left_ms, METADATA_TIMEOUT_MS)),
+            timeout_ms=timeout_ms,
         )
         m.check_protocol(reply.protocol)
         self._brokers = reply.brokers
@@ -218,7 +229,7 @@ class Routing:
             names = [broker.coordinator for broker in self._brokers if broker.coordinator]
             if not names:
                 raise CoordinatorNotAvailable("the group coordinator is starting")
-            return await call(self._directory.coordinator(names[0]), left_ms)
+            return await call(self._directory.coordinator(names[0]), min(left_ms, COORDINATOR_TIMEOUT_MS))
 
         def moved() -> None:
             self._brokers = ()

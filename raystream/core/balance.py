@@ -13,7 +13,7 @@ from typing import Final
 from raystream.core import topic_names
 from raystream.core.draft import Draft
 from raystream.core.elections import NO_LEADER, Elections, Records
-from raystream.core.metadata import MetadataImage, PartitionRecord, TopicRecord
+from raystream.core.metadata import OFFSETS_TOPIC, MetadataImage, PartitionRecord, TopicRecord
 from raystream.core.placement import choose, loads, shrunk, target
 from raystream.errors import InvalidArgument
 
@@ -57,7 +57,11 @@ def successor(image: MetadataImage, record: PartitionRecord) -> int:
     ]
     return min(
         live,
-        key=lambda broker: (not serves(image, record, broker), broker in record.removing or _drains(image, broker)),
+        key=lambda broker: (
+            not serves(image, record, broker),
+            _lacks_coordinator(image, record, broker),
+            broker in record.removing or _drains(image, broker),
+        ),
         default=NO_LEADER,
     )
 
@@ -66,6 +70,19 @@ def serves(image: MetadataImage, record: PartitionRecord, broker_id: int) -> boo
     """Whether the broker has said that its replica is open."""
     served = image.replica(record.topic_id, record.partition, broker_id)
     return served is not None and bool(served.actor) and not served.error
+
+
+def fit(image: MetadataImage, record: PartitionRecord, broker_id: int) -> bool:
+    """Whether the replica is open and, where it is the groups' log, has a coordinator beside it."""
+    return serves(image, record, broker_id) and not _lacks_coordinator(image, record, broker_id)
+
+
+def _lacks_coordinator(image: MetadataImage, record: PartitionRecord, broker_id: int) -> bool:
+    groups_log = image.topics.get(OFFSETS_TOPIC)
+    if groups_log is None or groups_log.topic_id != record.topic_id:
+        return False
+    known = image.brokers.get(broker_id)
+    return known is None or not known.coordinator
 
 
 def _drains(image: MetadataImage, broker_id: int) -> bool:
@@ -144,8 +161,9 @@ class Balance:
 def upkeep(image: MetadataImage) -> Records:
     """One round: up to MAX_CHANGES partitions, up to MAX_MOVES moved at a time. Nothing, where all is as it should be.
 
-    In this order: leads leave replicas that cannot be opened; replicas leave brokers that are drained; internal topics
-    come to min(3, live brokers) replicas, and then say so; leads go to preferred replicas that are in sync and open.
+    In this order: leads leave replicas that cannot be opened, and that of the groups' log a broker without coordinator;
+    replicas leave brokers that are drained; internal topics come to min(3, live brokers) replicas, and then say so;
+    leads go to preferred replicas that are in sync and open.
     """
     found = _Findings(image)
     draft = Draft(image)
@@ -214,18 +232,26 @@ class _Findings:
             self.drained.append(record)
         if record.leader == NO_LEADER:
             return
-        served = self._image.replica(record.topic_id, record.partition, record.leader)
-        if served is not None and served.error:
-            other = successor(self._image, record)
-            if other != NO_LEADER and serves(self._image, record, other):
-                self.unserved.append((record, other))
-                return
-        first = record.replicas[0]
-        fit = first in self._live and first not in self._draining and first in record.isr
-        if first == record.leader or not fit or record.adding or record.removing:
+        other = self._better(record)
+        if other != NO_LEADER:
+            self.unserved.append((record, other))
             return
-        if serves(self._image, record, first):
+        first = record.replicas[0]
+        stays = first in self._live and first not in self._draining and first in record.isr
+        if first == record.leader or not stays or record.adding or record.removing:
+            return
+        if fit(self._image, record, first):
             self.misled.append(record)
+
+    def _better(self, record: PartitionRecord) -> int:
+        """Who is to lead in place of a replica that cannot be opened, or has lost its coordinator; -1: nobody."""
+        served = self._image.replica(record.topic_id, record.partition, record.leader)
+        shut = served is not None and bool(served.error)
+        if not shut and not _lacks_coordinator(self._image, record, record.leader):
+            return NO_LEADER
+        other = successor(self._image, record)
+        better = other != NO_LEADER and (serves if shut else fit)(self._image, record, other)
+        return other if better else NO_LEADER
 
     def is_internal(self, record: PartitionRecord) -> bool:
         return record.topic_id in self._internal_ids

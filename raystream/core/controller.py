@@ -397,7 +397,7 @@ class Controller:
         records: Records = []
         for name in self._image.topics if request.topic is None else [request.topic]:
             for record in self._image.partitions_of(self._image.topic(name).topic_id):
-                preferred = balance.serves(self._image, record, record.replicas[0])
+                preferred = balance.fit(self._image, record, record.replicas[0])
                 records += self._elections.elect(
                     record.topic_id, record.partition, preferred=preferred, unclean=request.unclean
                 )

@@ -124,6 +124,10 @@ def _positions_may_go_back(group: Any, request: m.CommitRequest, topics: Any) ->
     return _commit(group, dataclasses.replace(request, offsets=tuple(_back(o) for o in request.offsets)), topics)
 
 
+def _commits_of_any_epoch(group: Any, request: m.CommitRequest) -> None:
+    pass
+
+
 def _back(position: Any) -> Any:
     return dataclasses.replace(position, offset=max(position.offset - 3, 0))
 
@@ -134,17 +138,19 @@ _changed = Elections._changed
 _send_heartbeat, _write, _commit = Membership._send_heartbeat, RaftDisk.write, offsets.commit
 
 BUGS: Final[Mapping[str, Bug]] = {
-    "acks=all is answered before the isr has it": replaced(Leading, "_settle", _answered_once_flushed, focus=DEATHS),
+    "acks=all is answered before the isr has it": replaced(
+        Leading, "_settle", _answered_once_flushed, focus=DEATHS, at=3
+    ),
     "reads are served without a lease": replaced(Leader, "check_read", _reads_without_a_lease, focus=ALONE, at=8),
     "a lease counts from after the answer": replaced(
-        Membership, "_send_heartbeat", _lease_from_the_answer, focus=ALONE, at=8
+        Membership, "_send_heartbeat", _lease_from_the_answer, focus=ALONE, at=9
     ),
     "a new leader serves reads at once": replaced(
         Leader, "serves_reads", property(lambda leader: not leader.deposed), focus=DEATHS, at=3
     ),
     "a leader shows what only it has": replaced(Leading, "_settle", _shown_once_flushed, focus=DEATHS, at=3),
     "fsync is skipped": replaced(Log, "_make_durable", _never_synced, focus=POWER),
-    "sequences are lost at failover": replaced(Leading, "__init__", _sequences_forgotten, focus=DEATHS, at=2),
+    "sequences are lost at failover": replaced(Leading, "__init__", _sequences_forgotten, focus=DEATHS, at=1),
     "a repeated batch is written again": replaced(ProducerState, "check", _everything_is_fresh, focus=NETWORK),
     "sequences are not checked": replaced(ProducerState, "check", _any_sequence, focus=NETWORK),
     "an election keeps the leader epoch": replaced(Elections, "_changed", _same_leader_epoch, focus=DEATHS),
@@ -156,14 +162,17 @@ BUGS: Final[Mapping[str, Bug]] = {
         "quorum",
         SimpleNamespace(**{**vars(quorum), "reached": _one_disk_is_enough}),
         focus=DEATHS,
-        at=9,
+        at=7,
     ),
     "the metadata log is not synced": replaced(RaftDisk, "write", _entries_not_synced, focus=POWER),
-    "what was fetched counts as processed": replaced(Buffer, "processed", _fetched_means_processed),
+    "what was fetched counts as processed": replaced(Buffer, "processed", _fetched_means_processed, at=8),
     "the coordinator answers and writes nothing": replaced(
         OffsetsLog, "append", _not_written, focus=("kill_coordinator",)
     ),
-    "a commit is answered and another one written": replaced(offsets, "commit", _positions_may_go_back),
+    "a commit is not fenced by the member's epoch": replaced(
+        offsets, "_check_member", _commits_of_any_epoch, focus=("pause_client",), at=20
+    ),
+    "a commit is answered and another one written": replaced(offsets, "commit", _positions_may_go_back, at=2),
 }
 """By what is wrong."""
 

@@ -6,6 +6,7 @@ outside.
     stale       who serves a partition's reads shows what was committed `STALE_S` before, or more
     metadata    the brokers' metadata logs are prefixes of each other
     lease       nobody is fenced while its lease runs
+    positions   a group's position does not move back
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from raystream.actors.leading import Leading
 from raystream.actors.metadata import Metadata
 from raystream.actors.replica import Replica
 from raystream.batch import walk
+from raystream.core.group_records import OffsetRecord
+from raystream.core.groups import Groups
 from raystream.core.metadata import BrokerRecord
 from raystream.errors import RaystreamError
 from tests.sim.world import require
@@ -43,12 +46,15 @@ class Checks:
         self._entries: list[bytes] = []
         self._applied: dict[int, int] = {}
         self._fenced: set[tuple[int, int]] = set()
+        self._wrong = ""
+        """What was wrong first: an actor in which it comes about may stop at it, as at any error, and be replaced."""
         self.looks = 0
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
         """Looks at what the product's objects do, as they do it."""
         publish, commit, apply, restore = Replica.publish, Leading.__init__, Metadata.apply, Metadata.restore
+        replay = Groups.replay
         checks = self
 
         def publish_and_check(replica: Replica, high_watermark: int) -> None:
@@ -68,11 +74,17 @@ class Checks:
             restore(metadata, data)
             checks.restored(metadata)
 
+        def replay_and_check(groups: Groups, record: Any, now_ms: float) -> None:
+            before = _position(groups, record)
+            replay(groups, record, now_ms)
+            checks._require(before <= _position(groups, record), f"positions: {record} moves back, from {before}")
+
         patched: list[tuple[Any, str, Callable[..., Any], Callable[..., Any]]] = [
             (Replica, "publish", publish, publish_and_check),
             (Leading, "__init__", commit, lead_and_check),
             (Metadata, "apply", apply, apply_and_check),
             (Metadata, "restore", restore, restore_and_check),
+            (Groups, "replay", replay, replay_and_check),
         ]
         for owner, name, _, checked in patched:
             setattr(owner, name, checked)
@@ -82,13 +94,18 @@ class Checks:
             for owner, name, real, _ in patched:
                 setattr(owner, name, real)
 
+    def _require(self, holds: bool, message: str) -> None:
+        if not holds:
+            self._wrong = self._wrong or message
+            require(holds, message)
+
     # As it happens --------------------------------------------------------------------------------------------------
 
     def published(self, replica: Replica, before: int) -> None:
         """A high watermark has moved: what is below it now is committed."""
         start = max(before, replica.log.start_offset)
         end = replica.high_watermark
-        require(end <= replica.log.end_offset, f"{replica.name}: high watermark {end} past the end")
+        self._require(end <= replica.log.end_offset, f"{replica.name}: high watermark {end} past the end")
         if replica.spec.leader == replica.spec.broker_id:
             ends = self._ends.setdefault((replica.spec.topic_id, replica.spec.partition), [])
             if not ends or end > ends[-1][1]:
@@ -97,7 +114,7 @@ class Checks:
         for header in self._headers(replica, start, end):
             found = (header.next_offset, header.leader_epoch, header.producer_crc)
             committed = known.setdefault(header.base_offset, found)
-            require(
+            self._require(
                 committed == found,
                 f"committed: {replica.name} on broker {replica.spec.broker_id} has (end, epoch, CRC) {found} at offset "
                 f"{header.base_offset}, committed was {committed}",
@@ -117,7 +134,7 @@ class Checks:
         """A replica takes the lead."""
         spec = replica.spec
         leader = self._leaders.setdefault((spec.topic_id, spec.partition, spec.leader_epoch), spec.broker_id)
-        require(
+        self._require(
             leader == spec.broker_id,
             f"leaders: brokers {leader} and {spec.broker_id} both lead {replica.name} in epoch {spec.leader_epoch}",
         )
@@ -127,7 +144,7 @@ class Checks:
         position = self._applied.get(id(metadata), 0)
         for entry in entries:
             if position < len(self._entries):
-                require(self._entries[position] == entry, f"metadata: two entries stand at place {position}")
+                self._require(self._entries[position] == entry, f"metadata: two entries stand at place {position}")
             else:
                 self._entries.append(entry)
                 self._decided(metadata)
@@ -151,13 +168,14 @@ class Checks:
                     if mine and len(spec.replicas) > 1 and isinstance(replica.role, Leading):
                         with process.current():
                             valid = replica.lease_until_ms() > replica.clock.monotonic_ms()
-                        require(not valid, f"lease: broker {broker.broker_id} is fenced while its lease runs")
+                        self._require(not valid, f"lease: broker {broker.broker_id} is fenced while its lease runs")
 
     # Now and then ---------------------------------------------------------------------------------------------------
 
     def look(self) -> None:
         """At everybody, at one moment."""
         self.looks += 1
+        require(not self._wrong, self._wrong)
         now_s = self._world.kernel.now_s
         for process, replica in self._world.replicas():
             if process.paused or not isinstance(replica.role, Leading):
@@ -169,8 +187,15 @@ class Checks:
                     continue
             ends = self._ends.get((replica.spec.topic_id, replica.spec.partition), [])
             old = [end for when_s, end in ends if when_s <= now_s - STALE_S]
-            require(
+            self._require(
                 not old or replica.high_watermark >= old[-1],
                 f"lease: broker {replica.spec.broker_id} serves {replica.name} up to {replica.high_watermark}, "
                 f"{STALE_S} s ago it went to {old[-1:]}",
             )
+
+
+def _position(groups: Groups, record: Any) -> int:
+    if not isinstance(record, OffsetRecord) or record.group not in groups._groups:
+        return -1
+    known = groups._groups[record.group].offsets.get((record.topic, record.partition))
+    return -1 if known is None else known.offset

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from raystream.errors import RaystreamError
-from tests.sim.cluster.machines import Machine
+from tests.sim.cluster.machines import DRIVER, Machine
 
 if TYPE_CHECKING:
     from raystream.cluster import Cluster
+    from tests.sim.cluster.clients import Clients
     from tests.sim.cluster.world import World
 
 DISK_BYTES: Final = 1 << 50
@@ -20,10 +21,13 @@ DISK_BYTES: Final = 1 << 50
 class Faults:
     """One kind is one method; what it breaks it mends again after a while, and `heal` mends all."""
 
-    def __init__(self, world: World, cluster: Cluster, topic: str, focus: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, world: World, cluster: Cluster, clients: Clients, topic: str, focus: tuple[str, ...] = ()
+    ) -> None:
         self._world = world
         self._kernel = world.kernel
         self._cluster = cluster
+        self._clients = clients
         self._topic = topic
         self._rng = rng = random.Random(world.rng.getrandbits(64))
         self.happened: Counter[str] = Counter()
@@ -39,6 +43,8 @@ class Faults:
             (self.blackout_at_sync, 1),
             (self.pause_process, 3),
             (self.pause_machine, 2),
+            (self.pause_client, 2),
+            (self.kill_client, 1),
             (self.cut_link, 3),
             (self.isolate, 3),
             (self.bad_network, 2),
@@ -99,6 +105,23 @@ class Faults:
             self._note("pause_process", process)
             process.pause()
             self._later(0.1, 6.0, process.resume)
+
+    def pause_client(self) -> None:
+        """For long enough now and then that others have its partitions meanwhile."""
+        running = [process for process in self._clients.living if not process.paused]
+        if running:
+            process = self._rng.choice(running)
+            self._note("pause_client", process)
+            process.pause()
+            self._later(*self._rng.choice([(0.1, 2.0), (4.0, 8.0)]), process.resume)
+
+    def kill_client(self) -> None:
+        """Another one comes in its place."""
+        if self._clients.living:
+            process = self._rng.choice(self._clients.living)
+            self._note("kill_client", process)
+            process.kill()
+            self._operate("new_client", lambda: self._clients.start(producers=1, members=1))
 
     # Machines -------------------------------------------------------------------------------------------------------
 
@@ -189,7 +212,7 @@ class Faults:
     # Network --------------------------------------------------------------------------------------------------------
 
     def cut_link(self) -> None:
-        one, other = self._rng.sample([machine.name for machine in self._world.machines], 2)
+        one, other = self._rng.sample([DRIVER, *(machine.name for machine in self._world.machines)], 2)
         both_ways = self._rng.random() < 0.5
         self._note("cut_link" if both_ways else "cut_link_one_way", f"{one} {other}")
         self._world.network.cut_off(one, other, both_ways=both_ways)
@@ -305,5 +328,8 @@ class Faults:
             machine.disk._fail_at = None
             self._resume(machine)
             self.start(machine)
+        for process in self._clients.living:
+            if process.paused:
+                process.resume()
         for broker in self._broker_ids():
             self._undrain(broker)

@@ -17,6 +17,7 @@ from raystream.testing import checker
 from raystream.testing.operations import Operation
 from raystream.testing.workload import Workload
 from tests.sim.cluster.checks import LOOK_S, Checks
+from tests.sim.cluster.clients import Clients
 from tests.sim.cluster.faults import Faults
 from tests.sim.cluster.world import World, run_in_world
 from tests.sim.world import WRONG, Outcome, Violation, require
@@ -76,20 +77,10 @@ class Run:
             config={"segment_ms": rng.choice([1_000, 4_000, 600_000])},
         )
         kernel.thread(self._look)
-        workload = Workload(
-            cluster,
-            TOPIC,
-            Recorder(world),  # type: ignore[arg-type]
-            producers=rng.choice([1, 2, 3]),
-            members=rng.choice([1, 2, 2]),
-            records_per_s=rng.choice([3.0, 6.0, 15.0]),
-            rejoin_s=rng.choice([3.0, 8.0]),
-            seed=world.seed,
-            producer_settings={"linger_ms": rng.choice([0, 5]), "request_timeout_ms": rng.choice([2_000, 10_000])},
-            consumer_settings={"session_timeout_ms": rng.choice([3_000, 10_000])},
-        )
-        workload.start()
-        faults = Faults(world, cluster, TOPIC, self._focus)
+        clients = Clients(world, TOPIC, Recorder(world))
+        clients.start(producers=rng.choice([1, 1, 2]), members=rng.choice([1, 2]))
+        clients.start(producers=rng.choice([0, 1]), members=rng.choice([0, 1, 2]))
+        faults = Faults(world, cluster, clients, TOPIC, self._focus)
         faults.run(kernel.now_s + FAULTS_S)
         healed_s = kernel.now_s
         faults.heal()
@@ -97,10 +88,10 @@ class Run:
         self._wait_until_healthy()
         healed_after_s = kernel.now_s - healed_s
         kernel.sleep(rng.uniform(0.2, 1.0))
-        workload.stop()
-        failures = [error for error in workload.failures if not getattr(error, "retriable", False)]
+        clients.stop()
+        failures = [error for error in clients.failures if not getattr(error, "retriable", False)]
         require(not failures, f"a client has failed: {failures}")
-        workload.final_read()
+        Workload(cluster, TOPIC, clients.recorder, producers=0, members=0).final_read()
         self.checks.look()
         report = checker.check(world.history)
         require(report.ok, f"{report}")

@@ -42,6 +42,7 @@ class World:
             self.add_machine(directory / f"m{number}")
         self.machines[0].head = True
         self.spec: m.BrokerSpec
+        self._cluster_id: str
 
     @property
     def machines(self) -> list[Machine]:
@@ -101,17 +102,17 @@ class World:
         self.spec = m.BrokerSpec(
             namespace=NAMESPACE, root="/data", cluster=head.node_id, address="head:6379", embedded=False
         )
-        ready = sessions._ready(NAMESPACE, self.spec)
-        return self.join(ready.cluster_id)
+        self._cluster_id = sessions._ready(NAMESPACE, self.spec).cluster_id
+        return self.join()
 
-    def join(self, cluster_id: str) -> Cluster:
+    def join(self) -> Cluster:
         """A connection to a cluster that is up."""
         directory = RayDirectory(NAMESPACE)
         session = sessions.Session(
             namespace=NAMESPACE,
             address="head:6379",
             data_dir="/data",
-            cluster_id=cluster_id,
+            cluster_id=self._cluster_id,
             directory=directory,
             loop=SimulatedLoop(self.kernel),
             routing=Routing(directory, SystemClock()),

@@ -61,7 +61,12 @@ class House:
 
     def heartbeat(self, broker_id: int, **fields: Any) -> m.BrokerHeartbeatRequest:
         incarnation = self.image.brokers[broker_id].incarnation
-        return m.BrokerHeartbeatRequest(**{"broker_id": broker_id, "incarnation": incarnation, **fields})
+        heard: dict[str, Any] = {
+            "broker_id": broker_id,
+            "incarnation": incarnation,
+            "coordinator": f"coordinator-{broker_id}",
+        }
+        return m.BrokerHeartbeatRequest(**(heard | fields))
 
     def hear(self, broker_id: int, **fields: Any) -> None:
         self.commit(self.controller.broker_heard(self.heartbeat(broker_id, **fields)))

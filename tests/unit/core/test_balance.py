@@ -49,6 +49,27 @@ def test_an_internal_topic_waits_for_no_more_replicas_than_it_has() -> None:
     assert house.image.topic(OFFSETS_TOPIC).replication_factor == 3
 
 
+def test_the_groups_log_is_led_beside_a_coordinator() -> None:
+    house = House(3)
+    house.create(OFFSETS_TOPIC, OFFSETS_ID, internal=True)
+    house.serve()
+    for broker in range(3):
+        house.hear(broker, coordinator=f"coordinator-{broker}")
+    house.keep_up()
+    preferred, *others = house.partition(0, OFFSETS_ID).replicas
+    assert house.partition(0, OFFSETS_ID).leader == preferred
+    house.hear(others[0], coordinator="")
+    assert house.controller.upkeep() == [], "the leader has one"
+    house.hear(preferred, coordinator="")
+    house.keep_up()
+    assert house.partition(0, OFFSETS_ID).leader == others[1], "the one whose coordinator lives"
+    house.hear(others[1], coordinator="")
+    assert house.controller.upkeep() == [], "nobody else has one"
+    house.hear(preferred, coordinator="coordinator-anew")
+    house.keep_up()
+    assert house.partition(0, OFFSETS_ID).leader == preferred
+
+
 def test_replicas_leave_a_drained_broker_for_the_least_loaded_in_another_rack() -> None:
     house = House(5, racks={0: "a", 1: "a", 2: "b", 3: "b", 4: "c"})
     house.create("t", partitions=10, replication_factor=2)
@@ -235,7 +256,7 @@ class Chaos:
         self.house.fence(self.broker())
 
     def do_hear(self) -> None:
-        self.house.hear(self.broker())
+        self.house.hear(self.broker(), **self.random.choice([{}, {"coordinator": ""}]))
 
     def do_hear_all(self) -> None:
         for broker in self.house.image.brokers.values():

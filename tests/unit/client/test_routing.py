@@ -1,0 +1,98 @@
+"""Who waits for metadata together: each for as long as it may, and no longer."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from raystream import messages as m
+from raystream.client import routing as routing_module
+from raystream.client.routing import Routing
+from raystream.clock import SystemClock
+from raystream.errors import RequestTimeout
+
+TOPIC = m.TopicMetadata(
+    topic_id="a" * 32,
+    name="t",
+    typed=False,
+    key=None,
+    time=None,
+    replication_factor=1,
+    partitions=(),
+    schemas=(),
+    config={},
+)
+
+
+class Broker:
+    """Answers nothing until it is told to; like a call that was lost, one that was left alone stays so."""
+
+    def __init__(self) -> None:
+        self.answers = False
+        self.asked = False
+        self.asked_again = asyncio.Event()
+
+    async def metadata(self, request: m.MetadataRequest, *, timeout_ms: float) -> m.MetadataReply:
+        if self.asked:
+            self.asked_again.set()
+        self.asked = True
+        if not self.answers:
+            await asyncio.sleep(timeout_ms / 1000)
+            raise RequestTimeout("no answer")
+        return m.MetadataReply(cluster_id="c", version=1, topics=(TOPIC,), brokers=())
+
+
+def routing_to(broker: Broker) -> Routing:
+    class Directory:
+        node_id = "here"
+
+        async def controller(self) -> Any:
+            return broker
+
+    return Routing(Directory(), SystemClock())  # type: ignore[arg-type]
+
+
+def test_who_has_more_time_outlives_who_asked_first() -> None:
+    broker = Broker()
+    routing = routing_to(broker)
+
+    async def main() -> None:
+        hasty = asyncio.ensure_future(routing.topic("t", timeout_ms=50))
+        await asyncio.sleep(0.01)
+        patient = asyncio.ensure_future(routing.topic("t", timeout_ms=5_000))
+        with pytest.raises(RequestTimeout):
+            await hasty
+        broker.answers = True
+        assert await patient == TOPIC
+
+    asyncio.run(main())
+
+
+def test_who_has_less_time_does_not_wait_for_who_asked_first() -> None:
+    broker = Broker()
+    routing = routing_to(broker)
+
+    async def main() -> None:
+        patient = asyncio.ensure_future(routing.topic("t", timeout_ms=60_000))
+        await asyncio.sleep(0.01)
+        with pytest.raises(RequestTimeout, match="'t' within 50 ms"):
+            await routing.topic("t", timeout_ms=50)
+        patient.cancel()
+
+    asyncio.run(main())
+
+
+def test_a_lost_call_for_metadata_is_made_again_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routing_module, "METADATA_TIMEOUT_MS", 20.0)
+    broker = Broker()
+    routing = routing_to(broker)
+
+    async def main() -> None:
+        asking = asyncio.ensure_future(routing.topic("t", timeout_ms=60_000))
+        await broker.asked_again.wait()
+        broker.answers = True
+        assert await asking == TOPIC
+
+    asyncio.run(main())
