@@ -97,9 +97,9 @@ class Ledger:
                 self.wait_for_room(nbytes, deadline)
 
     def close(self, why: str) -> None:
-        """Nothing more is taken."""
+        """Nothing more is taken; why, is what was said first."""
         with self.lock:
-            self.closed = why
+            self.closed = self.closed or why
             self._changed.notify_all()
 
     def _wait(self, timeout_s: float) -> None:
