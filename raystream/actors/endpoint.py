@@ -29,6 +29,7 @@ MAX_CONNECTIONS: Final = 128
 BUFFER_BYTES: Final = 1 << 20
 """What the kernel may hold of one connection each way, where its own limit is not lower."""
 ACCEPT_AGAIN_S: Final = 0.05
+FIRST_BYTES: Final = 64 << 10
 KEPT_BYTES: Final = 8 << 20
 """A connection keeps its memory for the next call up to this size."""
 
@@ -164,32 +165,38 @@ class _Frames:
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
-        self._head = bytearray(wire.HEAD.size)
-        self._memory = bytearray()
+        self._memory = bytearray(FIRST_BYTES)
 
     def next(self) -> tuple[memoryview, memoryview] | None:
-        """The JSON and the buffers of the next frame; None at the end."""
-        if not self._fill(memoryview(self._head), at_start=True):
+        """The JSON and the buffers of the next frame; None at the end. Raises ConnectionResetError where the other side
+        ends in the middle, or does not wait for the answer to one frame before it sends another."""
+        head = wire.HEAD.size
+        have = self._fill(0, head)
+        if not have:
             return None
-        text_bytes, payload_bytes = wire.lengths(self._head)
-        length = text_bytes + payload_bytes
+        text_bytes, payload_bytes = wire.lengths(self._memory[:head])
+        length = head + text_bytes + payload_bytes
         if not length <= len(self._memory) <= max(length, KEPT_BYTES):
+            begun = self._memory[:have]
             self._memory = bytearray(length)
-        view = memoryview(self._memory)[:length]
-        self._fill(view)
-        return view[:text_bytes], view[text_bytes:]
+            self._memory[:have] = begun
+        if self._fill(have, length) != length:
+            raise ConnectionResetError("the other side sent a frame before it had the answer to the one before")
+        frame = memoryview(self._memory)[:length]
+        return frame[head : head + text_bytes], frame[head + text_bytes :]
 
     def forget(self) -> None:
         """Somebody may still refer to the memory: the next frame gets its own."""
-        self._memory = bytearray()
+        self._memory = bytearray(FIRST_BYTES)
 
-    def _fill(self, view: memoryview, *, at_start: bool = False) -> bool:
-        left = view
-        while left:
-            got = self._connection.recv_into(left)
+    def _fill(self, have: int, wanted: int) -> int:
+        """Receives until there are `wanted` bytes or more. Returns how many there are: 0 at the end."""
+        view = memoryview(self._memory)
+        while have < wanted:
+            got = self._connection.recv_into(view[have:])
             if not got:
-                if at_start and len(left) == len(view):
-                    return False
+                if not have:
+                    return 0
                 raise ConnectionResetError("the other side ended in the middle of a frame")
-            left = left[got:]
-        return True
+            have += got
+        return have

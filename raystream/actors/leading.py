@@ -27,6 +27,7 @@ from raystream.errors import (
     UnexpectedEndOffset,
 )
 from raystream.storage.producer_state import Duplicate
+from raystream.storage.stored import Stored
 
 if TYPE_CHECKING:
     from raystream.actors.replica import Replica
@@ -40,6 +41,8 @@ REORDER_WAIT_MS: Final = 2_000.0
 """How long an early batch waits for the one before it."""
 HOT_BYTES: Final = 8 << 20
 """What was appended last is in the page cache: it is read on the writer's turn, older batches beside it."""
+IN_HAND_BYTES: Final = 64 << 10
+"""What was appended last is sent from memory up to this size; from the log's files beyond it."""
 SETTINGS: Final = ReplicationSettings(max_send_bytes=1 << 20, max_in_flight_batches=4)
 """Few sends in flight: what is appended meanwhile travels together."""
 TICK_MS: Final = SETTINGS.heartbeat_interval_ms / 2
@@ -52,7 +55,7 @@ class Outbox(Protocol):
     """What leaves a leading replica. Nothing here waits; `then` is called on a later turn, once or never."""
 
     def replicate(
-        self, actor: str, request: m.ReplicateRequest, batches: bytes, timeout_ms: float, then: Then
+        self, actor: str, request: m.ReplicateRequest, batches: bytes | Stored, timeout_ms: float, then: Then
     ) -> None: ...
 
     def alter_isr(self, broker: str, request: m.AlterIsrRequest, timeout_ms: float, then: Then) -> None: ...
@@ -71,6 +74,13 @@ class Append:
     age_ms: int
     acks: int = ACKS_ALL
     expected_offset: int = -1
+
+
+class _Read(NamedTuple):
+    """What a Send carries: batches up to `end_offset`."""
+
+    batches: bytes | Stored
+    end_offset: int
 
 
 class _Waiting(NamedTuple):
@@ -97,7 +107,9 @@ class Leading:
         self._unsynced_bytes = 0
         self._hot: deque[tuple[int, int]] = deque()
         self._hot_bytes = 0
-        self._read_last: tuple[tuple[int, int], tuple[bytes, int] | None] | None = None
+        self._in_hand: tuple[int, _Read] | None = None
+        """The group of batches that was appended last and where it begins, where it is small."""
+        self._read_last: tuple[tuple[int, int], _Read | None] | None = None
         end = self._log.flush()
         spec = replica.spec
         self._actors = dict(spec.actors)
@@ -213,6 +225,10 @@ class Leading:
             self._written.append(_Waiting(ticket, reply, result.next_offset))
             written += ticket.work.header.message_bytes
         self._unsynced_bytes += written
+        self._in_hand = None
+        if written <= IN_HAND_BYTES and not self.alone:
+            data = b"".join([piece for result in results for piece in result.pieces])
+            self._in_hand = (results[0].base_offset, _Read(data, results[-1].next_offset))
         self.core.appended(self._log.end_offset, held_from=self._hot_from(results[0].base_offset, written))
         if self._unsynced_bytes >= GROUP_COMMIT_BYTES:
             self._publish()
@@ -324,30 +340,35 @@ class Leading:
                 self._read_last = ((request.offset, request.leader_end_offset), self._read(request))
             self._dispatch_read(follower, request, self._read_last[1])  # the other followers are sent the same
 
-    def _read(self, request: Send) -> tuple[bytes, int] | None:
-        """The batches of a Send and the offset that follows them; None where they are not there any more."""
+    def _read(self, request: Send) -> _Read | None:
+        """The batches of a Send; None where they are not there any more."""
+        in_hand = self._in_hand
+        if in_hand is not None and in_hand[0] == request.offset and len(in_hand[1].batches) <= request.max_bytes:
+            return in_hand[1]
         try:
             spans = self._log.read(request.offset, max_bytes=request.max_bytes, end_offset=self._log.end_offset)
-            data = b"".join(self._log.read_bytes(span) for span in spans)
-            return (data, self._log.bounds_of(spans[-1])[1]) if spans else None
+            if not spans:
+                return None
+            stored = self._log.stored(spans)
+            end = self._log.bounds_of(spans[-1])[1]
+            return _Read(stored if len(stored) > IN_HAND_BYTES else stored.read(), end)
         except RaystreamError as error:
             self._replica.note(f"cannot read from offset {request.offset} on for a follower", error)
             return None
 
-    def _dispatch_read(self, follower: int, request: Send, read: tuple[bytes, int] | None) -> None:
+    def _dispatch_read(self, follower: int, request: Send, read: _Read | None) -> None:
         actor = self._actors.get(follower)
         if self._replica.role is not self:
             return
         if read is None or actor is None:
             self.core.failed(follower, request.round)
             return
-        data, end = read
-        self.core.sent(follower, request, end, len(data))
-        self._dispatch(follower, actor, request, data)
+        self.core.sent(follower, request, read.end_offset, len(read.batches))
+        self._dispatch(follower, actor, request, read.batches)
         if request.catch_up:
             self._pump()
 
-    def _dispatch(self, follower: int, actor: str, request: Probe | Truncate | Send, data: bytes) -> None:
+    def _dispatch(self, follower: int, actor: str, request: Probe | Truncate | Send, batches: bytes | Stored) -> None:
         spec = self._replica.spec
         message = m.ReplicateRequest(
             topic_id=spec.topic_id,
@@ -359,7 +380,7 @@ class Leading:
         def then(answer: Any, error: Exception | None) -> None:
             self._answered(follower, request, answer, error)
 
-        self._outbox.replicate(actor, message, data, SETTINGS.request_timeout_ms, then)
+        self._outbox.replicate(actor, message, batches, SETTINGS.request_timeout_ms, then)
 
     def _answered(
         self,

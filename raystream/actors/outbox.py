@@ -21,6 +21,7 @@ from raystream.actors.pipes import Pipes
 from raystream.client.loop import BackgroundLoop
 from raystream.config import INLINE_LIMIT_BYTES
 from raystream.errors import ActorLost, RaystreamError, RequestTimeout
+from raystream.storage.stored import Stored
 
 logger = logging.getLogger("raystream.partition")
 
@@ -38,7 +39,9 @@ class RayOutbox:
         self._shortcuts: dict[str, Shortcut] = {}
         self._pipes: dict[str, Pipes] = {}
 
-    def replicate(self, actor: str, request: m.ReplicateRequest, batches: bytes, timeout_ms: float, then: Then) -> None:
+    def replicate(
+        self, actor: str, request: m.ReplicateRequest, batches: bytes | Stored, timeout_ms: float, then: Then
+    ) -> None:
         pipes = self._pipes.get(actor)
         if pipes is not None and pipes.lost:
             del self._pipes[actor]
@@ -90,8 +93,12 @@ class RayOutbox:
         except RaystreamError as error:  # the writer is stopping, or its queue is full: as if the answer was lost
             logger.info("an answer is lost: %s", error)
 
-    async def _replicate(self, actor: str, request: m.ReplicateRequest, batches: bytes, timeout_ms: float) -> Any:
+    async def _replicate(
+        self, actor: str, request: m.ReplicateRequest, batches: bytes | Stored, timeout_ms: float
+    ) -> Any:
         """Through the follower's endpoint where it is on this machine."""
+        if isinstance(batches, Stored):
+            batches = await asyncio.to_thread(batches.read)
         shortcut = self._shortcuts.get(actor)
         if shortcut is None:
             shortcut = self._shortcuts[actor] = shortcut_to(await self._handle(actor))

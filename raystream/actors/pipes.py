@@ -1,28 +1,36 @@
-"""Small calls from a leading replica to a follower's endpoint, without an event loop between.
+"""Calls from a leading replica to a follower's endpoint, without an event loop between.
 
-The caller's thread sends, which takes microseconds for what fits into the socket's memory; a thread of the connection's
-own waits for the answer and hands it on. One call at a time on each connection, and few connections: what finds none
-free goes another way.
+The caller's thread sends what fits into the socket's memory, which takes microseconds. What stands in segment files is
+sent by a thread for all connections, and the kernel takes it from the files: it does not pass through this process. A
+thread of each connection waits for the answers and hands them on. One call at a time on each connection, and few
+connections: what finds none free goes another way.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import queue
 import socket
+import struct
 import threading
+import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from raystream.actors import endpoint, wire
-from raystream.batch import Bytes
-from raystream.errors import ActorLost, RaystreamError, RequestTimeout
+from raystream.errors import ActorLost, CorruptBatch, RaystreamError, RequestTimeout
+from raystream.storage.stored import Stored
 
 logger = logging.getLogger("raystream.partition")
 
 MAX_PIPES: Final = 4
 MAX_FRAME_BYTES: Final = 64 << 10
 """A larger one could have to wait for the other side."""
+ANSWER_BYTES: Final = 4 << 10
+"""An answer is smaller as a rule, and comes in one piece."""
+LOOK_S: Final = 1
+"""How often a connection's thread looks whether its call has run out of time."""
 
 Answered = Callable[[Any, Exception | None], None]
 
@@ -33,18 +41,27 @@ class Pipes:
     def __init__(self, address: str) -> None:
         self._address = address
         self._pipes: list[_Pipe] = []
+        self._large: queue.SimpleQueue[tuple[_Pipe, bytes, Stored] | None] = queue.SimpleQueue()
+        self._sends_large = False
         self.lost = False
         """The endpoint is gone."""
 
-    def call(self, method: str, message: Any, payload: Bytes, timeout_ms: float, answered: Answered) -> bool:
+    def call(self, method: str, message: Any, payload: bytes | Stored, timeout_ms: float, answered: Answered) -> bool:
         """Whether the call is on its way: then `answered` is told what came of it, on another thread."""
-        frame = wire.request(method, message, payload)
-        if self.lost or sum(map(len, frame)) > MAX_FRAME_BYTES:
-            return False
-        pipe = self._idle()
+        frame = wire.request_head(method, message, len(payload))
+        if isinstance(payload, bytes):
+            frame += payload
+            if len(frame) > MAX_FRAME_BYTES:
+                return False
+        pipe = None if self.lost else self._idle()
         if pipe is None:
             return False
-        pipe.call(frame, timeout_ms, answered)
+        pipe.begin(timeout_ms, answered)
+        if isinstance(payload, bytes):
+            pipe.send(frame)
+        else:
+            self._start()
+            self._large.put((pipe, frame, payload))
         return True
 
     def _idle(self) -> _Pipe | None:
@@ -63,74 +80,116 @@ class Pipes:
         self._pipes.append(pipe)
         return pipe
 
+    def _start(self) -> None:
+        if not self._sends_large:
+            self._sends_large = True
+            threading.Thread(target=self._send_large, name="raystream-pipes", daemon=True).start()
+
+    def _send_large(self) -> None:
+        while (item := self._large.get()) is not None:
+            pipe, head, stored = item
+            pipe.send(head, stored)
+
     def close(self) -> None:
         self.lost = True
+        self._large.put(None)
         for pipe in self._pipes:
             pipe.close()
 
 
+class _Call(NamedTuple):
+    answered: Answered
+    timeout_ms: float
+    until_s: float
+
+
 class _Pipe:
     def __init__(self, connected: socket.socket) -> None:
+        connected.setblocking(True)
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", LOOK_S, 0))
         self._socket = connected
-        self._asked = threading.Semaphore(0)
-        self._timeout_s = 0.0
-        self._answered: Answered
-        self.busy = False
+        self._sending = threading.Lock()
+        self._lock = threading.Lock()
+        self._call: _Call | None = None
         self.ended = False
         threading.Thread(target=self._run, name="raystream-pipe", daemon=True).start()
 
-    def call(self, frame: list[memoryview], timeout_ms: float, answered: Answered) -> None:
-        self.busy = True
-        self._timeout_s = timeout_ms / 1000
-        self._answered = answered
+    @property
+    def busy(self) -> bool:
+        """Whether a call is under way."""
+        return self._call is not None
+
+    def begin(self, timeout_ms: float, answered: Answered) -> None:
+        """Takes note of a call, which `send` sends."""
+        self._call = _Call(answered, timeout_ms, time.monotonic() + timeout_ms / 1000)
+
+    def send(self, frame: bytes, stored: Stored | None = None) -> None:
+        """The frame, and what follows it from segment files."""
         try:
-            self._socket.settimeout(self._timeout_s)
-            self._socket.sendall(b"".join(frame))
-        except OSError as error:
-            logger.debug("a call could not be sent: %s", error)
+            with self._sending:
+                self._socket.sendall(frame)
+                if stored is not None:
+                    stored.send(self._socket.fileno())
+        except (OSError, RaystreamError) as error:
             self.close()
-        self._asked.release()
+            self._finish(None, error if isinstance(error, RaystreamError) else _lost(error))
+
+    def _finish(self, result: Any, failure: Exception | None) -> None:
+        with self._lock:
+            call, self._call = self._call, None
+        if call is not None:
+            call.answered(result, failure)
+
+    # On the connection's thread -------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while True:
-            self._asked.acquire()
-            if self.ended and not self.busy:
-                return
+        while not self.ended:
             result: Any = None
             failure: Exception | None = None
             try:
-                result = self._answer()
-            except TimeoutError:
-                failure = RequestTimeout(f"no answer within {self._timeout_s * 1000:.0f} ms")
-                self.close()  # a late answer must not be taken for another's
-            except RaystreamError as error:
-                failure = error
+                text, buffers = self._answer()
             except Exception as error:
-                failure = ActorLost(f"the actor ended the connection: it died or is stopping ({error})")
-                self.close()
-            answered = self._answered
-            self.busy = False
-            answered(result, failure)
-            if self.ended:
-                return
+                failure = error if isinstance(error, RequestTimeout) else _lost(error)
+                self.close()  # a late answer must not be taken for another's
+            else:
+                try:
+                    result = wire.read_answer(text, buffers)
+                except Exception as error:
+                    failure = error if isinstance(error, RaystreamError) else CorruptBatch(f"no answer: {error!r}")
+            self._finish(result, failure)
+        with self._sending:
+            self._socket.close()
 
-    def _answer(self) -> Any:
-        text_bytes, buffer_bytes = wire.lengths(self._receive(wire.HEAD.size))
-        frame = memoryview(self._receive(text_bytes + buffer_bytes))
-        return wire.read_answer(frame[:text_bytes], frame[text_bytes:])
+    def _answer(self) -> tuple[memoryview, memoryview]:
+        head = wire.HEAD.size
+        begun = self._receive(b"", head)
+        text_bytes, buffer_bytes = wire.lengths(begun[:head])
+        frame = memoryview(self._receive(begun, head + text_bytes + buffer_bytes))[head:]
+        return frame[:text_bytes], frame[text_bytes:]
 
-    def _receive(self, size: int) -> bytes:
-        data = b""
+    def _receive(self, data: bytes, size: int) -> bytes:
+        """`data` and what follows it, `size` bytes at least; no more than one answer is ever under way."""
         while len(data) < size:
-            got = self._socket.recv(size - len(data))
+            try:
+                got = self._socket.recv(max(size - len(data), ANSWER_BYTES))
+            except BlockingIOError:
+                self._check_time()
+                continue
             if not got:
                 raise ConnectionResetError("end of stream")
-            data += got
+            data = data + got if data else got
         return data
+
+    def _check_time(self) -> None:
+        call = self._call
+        if call is not None and time.monotonic() > call.until_s:
+            raise RequestTimeout(f"no answer within {call.timeout_ms:.0f} ms")
 
     def close(self) -> None:
         self.ended = True
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
-        self._asked.release()
+
+
+def _lost(error: Exception) -> ActorLost:
+    return ActorLost(f"the actor ended the connection: it died or is stopping ({error})")

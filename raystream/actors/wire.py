@@ -45,6 +45,12 @@ def request(method: str, message: Any, payload: Bytes | None = None) -> list[mem
     return _frame([method, _plain(message, buffers), *beside], buffers)
 
 
+def request_head(method: str, message: Any, payload_bytes: int) -> bytes:
+    """The beginning of a call, which its payload follows. The message holds no buffers."""
+    text = _to_json([method, _plain(message, []), {"@": [0, payload_bytes]}]).encode()
+    return HEAD.pack(len(text), payload_bytes) + text
+
+
 def answer(message: Any) -> list[memoryview]:
     """A reply as buffers to send."""
     buffers: list[memoryview] = []

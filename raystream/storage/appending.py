@@ -18,11 +18,13 @@ Batches: TypeAlias = "Sequence[tuple[memoryview, b.BatchHeader]]"
 
 
 class AppendResult(NamedTuple):
-    """Where a batch stands: its offsets are `base_offset` to `next_offset`, half-open."""
+    """Where a batch stands: its offsets are `base_offset` to `next_offset`, half-open; `pieces` are its bytes there, in
+    the caller's memory."""
 
     base_offset: int
     next_offset: int
     append_time_ms: int
+    pieces: Sequence[b.Bytes]
 
 
 class Placement(NamedTuple):
@@ -122,5 +124,5 @@ def lay_out(
         run.pieces += pieces
         run.placed.append(Placement(run.end, offset, append_ms, header))
         run.end += header.message_bytes
-        results.append(AppendResult(offset, offset + header.last_offset_delta + 1, append_ms))
+        results.append(AppendResult(offset, offset + header.last_offset_delta + 1, append_ms, pieces))
     return runs, results

@@ -74,6 +74,10 @@ class Files(Protocol):
     def read(self, path: str, position: int = 0, length: int | None = None) -> bytes:
         """Bytes from `position`, fewer than `length` only at the file's end. `length` None: to the end."""
 
+    def send(self, path: str, position: int, length: int, descriptor: int) -> None:
+        """Bytes of the file into a socket that blocks, by the kernel. Raises OSError where the socket does not take
+        them: some may be on their way then."""
+
     def map(self, path: str) -> memoryview:
         """The file as it is now, read-only; lives as long as the view."""
 
@@ -169,6 +173,18 @@ class DiskFiles:
             raise
         except OSError as error:
             raise storage_error(error, "read", path) from None
+
+    def send(self, path: str, position: int, length: int, descriptor: int) -> None:
+        source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            end = position + length
+            while position < end:
+                sent = os.sendfile(descriptor, source, position, end - position)
+                if not sent:
+                    raise StorageError(f"{path} has lost bytes past {position}", path=path)
+                position += sent
+        finally:
+            os.close(source)
 
     def map(self, path: str) -> memoryview:
         try:

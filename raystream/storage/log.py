@@ -37,6 +37,7 @@ from raystream.storage.producer_state import ProducerState
 from raystream.storage.recovery import Recovered, Recovery
 from raystream.storage.room import MIN_FREE_BYTES, Room
 from raystream.storage.segment import Identity, Segment
+from raystream.storage.stored import Stored, read_span
 
 LOCK_NAME: Final = "lock"
 
@@ -315,13 +316,11 @@ class Log:
 
     def read_bytes(self, span: Span) -> bytes:
         """The bytes of a span. Raises OffsetOutOfRange where they were deleted meanwhile."""
-        try:
-            data = self._files.read(span.path, span.position, span.length)
-        except FileNotFoundError:
-            raise OffsetOutOfRange(f"{span.path} was deleted: fetch again") from None
-        if len(data) != span.length:
-            raise StorageError(f"{span.path} has lost bytes past {span.position + len(data)}", path=span.path)
-        return data
+        return read_span(self._files, span)
+
+    def stored(self, spans: tuple[Span, ...]) -> Stored:
+        """The bytes of spans, for whoever passes them on."""
+        return Stored(self._files, spans)
 
     def bounds_of(self, span: Span) -> tuple[int, int]:
         """The first offset of a span's batches, and the one that follows them. They must be there still."""

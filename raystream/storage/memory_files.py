@@ -9,8 +9,10 @@ removed without a sync of its directory) is kept or lost on its own. What `sync`
 from __future__ import annotations
 
 import errno
+import os
 import posixpath
 import random
+import socket
 from collections.abc import Sequence
 from typing import Final
 
@@ -168,6 +170,10 @@ class MemoryFiles:
     def read(self, path: str, position: int = 0, length: int | None = None) -> bytes:
         end = None if length is None else position + length
         return bytes(self._file(path).now[position:end])
+
+    def send(self, path: str, position: int, length: int, descriptor: int) -> None:
+        with socket.socket(fileno=os.dup(descriptor)) as connection:
+            connection.sendall(self.read(path, position, length))
 
     def map(self, path: str) -> memoryview:
         return memoryview(bytes(self._file(path).now))

@@ -15,13 +15,14 @@ from raystream.clock import ManualClock
 from raystream.errors import ActorLost, RaystreamError
 from raystream.schema import RAW_SCHEMA
 from raystream.storage.memory_files import MemoryFiles
+from raystream.storage.stored import Stored
 from tests.fakes.logs import DIRECTORY, TOPIC_ID, message, read_all
 
 
 class Deaf:
     """An outbox for a replica that has nobody to talk to."""
 
-    def replicate(self, actor: str, request: Any, batches: bytes, timeout_ms: float, then: Then) -> None:
+    def replicate(self, actor: str, request: Any, batches: Any, timeout_ms: float, then: Then) -> None:
         raise AssertionError(f"nobody should be sent {request}")
 
     def alter_isr(self, broker: str, request: Any, timeout_ms: float, then: Then) -> None:
@@ -149,7 +150,9 @@ class _Outbox:
         self._world = world
         self._broker = broker
 
-    def replicate(self, actor: str, request: m.ReplicateRequest, batches: bytes, timeout_ms: float, then: Then) -> None:
+    def replicate(
+        self, actor: str, request: m.ReplicateRequest, batches: bytes | Stored, timeout_ms: float, then: Then
+    ) -> None:
         world, to = self._world, int(actor)
 
         def deliver() -> None:
@@ -157,7 +160,8 @@ class _Outbox:
             if follower is None or {to, self._broker} & world.cut_off:
                 then(None, ActorLost("nobody is there"))
                 return
-            ticket: Ticket[Any] = Ticket(follower.check_replicated(request, batches))
+            data = batches.read() if isinstance(batches, Stored) else batches
+            ticket: Ticket[Any] = Ticket(follower.check_replicated(request, data))
             follower.offer(ticket)
             follower.commit()
             world.queue.append(lambda: self._answer(ticket, then))

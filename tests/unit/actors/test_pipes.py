@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import queue
+import random
+import socket
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from raystream import messages as m
-from raystream.actors.endpoint import Endpoint
+from raystream.actors import wire
+from raystream.actors.endpoint import Endpoint, connect
 from raystream.actors.pipes import MAX_FRAME_BYTES, MAX_PIPES, Pipes
 from raystream.core.replication import Probe, ProbeAnswer
-from raystream.errors import ActorLost, FencedLeaderEpoch, RequestTimeout
+from raystream.errors import ActorLost, FencedLeaderEpoch, OffsetOutOfRange, RequestTimeout, StorageError
+from raystream.messages import Span
+from raystream.storage.files import DiskFiles
+from raystream.storage.stored import Stored
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="abstract sockets are Linux's")
 
@@ -60,7 +68,7 @@ def pipes(follower: Follower) -> Iterator[Pipes]:
 Answers = queue.Queue[tuple[Any, Exception | None]]
 
 
-def ask(pipes: Pipes, answers: Answers, batches: bytes = b"", timeout_ms: float = 5_000) -> bool:
+def ask(pipes: Pipes, answers: Answers, batches: bytes | Stored = b"", timeout_ms: float = 5_000) -> bool:
     return pipes.call("replicate", REQUEST, batches, timeout_ms, lambda *answer: answers.put(answer))
 
 
@@ -91,6 +99,71 @@ def test_large_calls_and_those_that_find_no_pipe_free_go_another_way(follower: F
     follower.hold.set()
     assert [answers.get(timeout=5) for _ in range(MAX_PIPES)] == [(ANSWER, None)] * MAX_PIPES
     assert ask(pipes, answers)
+
+
+def stored(path: Path, *lengths: int) -> tuple[Stored, bytes]:
+    """Pieces of a file, and what they hold."""
+    content = random.Random(1).randbytes(4 << 20)
+    path.write_bytes(content)
+    spans, expected = [], b""
+    for number, length in enumerate(lengths):
+        spans.append(Span(str(path), number * 1_000, length, 1))
+        expected += content[number * 1_000 : number * 1_000 + length]
+    return Stored(DiskFiles(), tuple(spans)), expected
+
+
+def test_batches_in_segment_files_of_any_size_arrive_whole(follower: Follower, pipes: Pipes, tmp_path: Path) -> None:
+    answers: Answers = queue.Queue()
+    for lengths in [(3 << 20,), (1, 70_000, 2 << 20)]:
+        batches, expected = stored(tmp_path / "segment", *lengths)
+        assert len(batches) == len(expected)
+        assert batches.read() == expected
+        assert ask(pipes, answers, batches)
+        assert answers.get(timeout=5) == (ANSWER, None)
+        assert follower.asked.pop() == (REQUEST, expected)
+
+
+@pytest.mark.parametrize("gone", ["deleted", "cut"])
+def test_batches_that_are_gone_are_not_taken_for_others(
+    follower: Follower, pipes: Pipes, tmp_path: Path, gone: str
+) -> None:
+    answers: Answers = queue.Queue()
+    batches, _ = stored(tmp_path / "segment", 1 << 20, 1 << 20)
+    if gone == "deleted":
+        (tmp_path / "segment").unlink()
+    else:
+        os.truncate(tmp_path / "segment", 1 << 19)
+    assert ask(pipes, answers, batches)
+    assert isinstance(answers.get(timeout=5)[1], OffsetOutOfRange if gone == "deleted" else StorageError)
+    assert ask(pipes, answers, b"another")
+    assert answers.get(timeout=5) == (ANSWER, None)
+    assert follower.asked == [(REQUEST, b"another")]
+
+
+def test_a_follower_that_takes_nothing_holds_up_nobody_for_longer_than_a_call(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        name = f"raystream-test-{os.getpid()}"
+        listener.bind(f"\0{name}")
+        listener.listen()
+        pipes = Pipes(name)
+        answers: Answers = queue.Queue()
+        batches, _ = stored(tmp_path / "segment", 3 << 20)
+        for _ in range(MAX_PIPES):
+            assert ask(pipes, answers, batches, timeout_ms=50)
+        for _ in range(MAX_PIPES):
+            assert isinstance(answers.get(timeout=5)[1], RequestTimeout)
+        pipes.close()
+
+
+def test_a_caller_that_does_not_wait_for_its_answer_is_let_go(follower: Follower, pipes: Pipes) -> None:
+    address = follower.endpoint.address
+    assert address is not None
+    with connect(address) as connection:
+        connection.setblocking(True)
+        frame = b"".join(wire.request("replicate", REQUEST, b"batches"))
+        connection.sendall(frame + frame)
+        assert connection.recv(1 << 10) == b""
+    assert follower.asked == []
 
 
 def test_a_late_answer_is_never_anothers(follower: Follower, pipes: Pipes) -> None:

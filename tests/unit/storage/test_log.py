@@ -47,11 +47,13 @@ def test_appends_get_consecutive_offsets_and_the_leaders_fields() -> None:
     clock = ManualClock()
     log = open_log(MemoryFiles(), clock=clock)
     first = append(log, message([b"a", b"b"]), message([b"c"]))
-    assert first == [(0, 2, clock.now_ms()), (2, 3, clock.now_ms())]
+    assert [result[:3] for result in first] == [(0, 2, clock.now_ms()), (2, 3, clock.now_ms())]
+    appended = b"".join(piece for result in first for piece in result.pieces)
+    assert appended == log.read_bytes(log.read(0, max_bytes=1 << 20, end_offset=3)[0])
     assert (log.end_offset, log.flushed_end_offset) == (3, 0)
     assert commit(log) == log.flushed_end_offset == log.high_watermark == 3
     clock.advance(5)
-    assert append(log, message([b"d"])) == [(3, 4, clock.now_ms())]
+    assert append(log, message([b"d"]))[0][:3] == (3, 4, clock.now_ms())
     data = log.read_bytes(log.read(3, max_bytes=1, end_offset=4)[0])
     header = b.parse(data)
     b.check_header_crc(memoryview(data), header)
