@@ -54,6 +54,7 @@ class Following:
         self._written: list[Ticket[Replicated]] = []
         self._early: dict[int, tuple[float, Ticket[Replicated]]] = {}
         self._log_start_offset = 0
+        self._catching_up = False
 
     @property
     def trouble(self) -> str | None:
@@ -114,6 +115,7 @@ class Following:
         if places[skip:]:
             self._log.append_as_follower(batches[skip:])
             self.core.appended(places[skip:])
+        self._catching_up = request.catch_up
         self._log_start_offset = max(self._log_start_offset, ticket.work.request.log_start_offset)
         self._written.append(ticket)
         early = self._early.pop(self.core.end_offset, None) if places[skip:] else None
@@ -131,6 +133,8 @@ class Following:
         if self._written:
             end = self._log.flush() if self._replica.config.flush == "fsync" else self._log.end_offset
             self.core.flushed(end)
+            if self._catching_up:
+                self._log.drop_cached()
             self._replica.publish(self.core.high_watermark)
             written, self._written = self._written, []
             for ticket in written:

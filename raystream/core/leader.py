@@ -301,7 +301,9 @@ class Leader:
             return None
         room = min(self._settings.max_send_bytes, self._settings.max_in_flight_bytes - known.in_flight_bytes)
         has_more = known.next_offset < self.end_offset
-        if not (has_more and room > 0 and len(known.in_flight) < self._settings.max_in_flight_batches):
+        behind = known.next_offset < self._held_from
+        at_most = self._settings.max_in_flight_catch_ups if behind else self._settings.max_in_flight_batches
+        if not (has_more and room > 0 and len(known.in_flight) < at_most):
             news = not has_more and not known.in_flight and known.high_watermark_sent < self.high_watermark
             delay_ms = self._settings.watermark_delay_ms if news else self._settings.heartbeat_interval_ms
             if now_ms - known.asked_ms < delay_ms:
@@ -319,7 +321,7 @@ class Leader:
             leader_end_offset=self.end_offset,
             offset=known.next_offset,
             max_bytes=room,
-            catch_up=room > 0 and known.next_offset < self._held_from,
+            catch_up=room > 0 and behind,
             high_watermark=self.high_watermark,
         )
 

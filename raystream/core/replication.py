@@ -36,6 +36,9 @@ class ReplicationSettings:
     watermark_delay_ms: float = 10
     """A new high watermark waits so long for batches to travel with, before it is sent to a follower alone."""
     max_in_flight_batches: int = 32
+    max_in_flight_catch_ups: int = 2
+    """So few to a follower that is behind what the leader has in memory: what goes to it takes the leader's disk and
+    processor from appends."""
     max_in_flight_bytes: int = 32 << 20
     max_send_bytes: int = 4 << 20
 

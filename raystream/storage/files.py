@@ -37,6 +37,9 @@ class AppendHandle(Protocol):
     def truncate(self, size: int) -> None:
         """Cuts bytes that were never published."""
 
+    def drop_cached(self) -> None:
+        """Lets the system forget what it holds of the file in memory and has on the disk."""
+
     @property
     def size(self) -> int:
         """The file's length in bytes."""
@@ -302,6 +305,11 @@ class DiskAppendHandle:
             os.ftruncate(self._descriptor, size)
         except OSError as error:
             raise self._failed(storage_error(error, "truncate", self._path)) from None
+
+    def drop_cached(self) -> None:
+        if hasattr(os, "posix_fadvise"):
+            with suppress(OSError):  # advice
+                os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
     @property
     def size(self) -> int:

@@ -257,6 +257,12 @@ class Log:
             self.flushed_end_offset = end
         return end
 
+    def drop_cached(self) -> None:
+        """What was appended last and is on the disk will not be read soon: it need not stay in the machine's memory,
+        where it would take the place of what is."""
+        if self._handle is not None:
+            self._handle.drop_cached()
+
     def _make_durable(self, handle: AppendHandle) -> None:
         """A segment's bytes and its name."""
         handle.sync()

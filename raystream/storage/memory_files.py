@@ -254,6 +254,9 @@ class MemoryAppendHandle:
         self._files._begin("truncate", self._path)
         self._file.cut(size)
 
+    def drop_cached(self) -> None:
+        pass
+
     @property
     def size(self) -> int:
         return len(self._file.now)

@@ -23,7 +23,13 @@ from raystream.core.replication import (
 )
 from raystream.errors import NotEnoughReplicas, NotLeader
 
-SETTINGS = ReplicationSettings(max_lag_ms=1_000, max_in_flight_batches=2, max_send_bytes=100, max_in_flight_bytes=150)
+SETTINGS = ReplicationSettings(
+    max_lag_ms=1_000,
+    max_in_flight_batches=2,
+    max_in_flight_catch_ups=1,
+    max_send_bytes=100,
+    max_in_flight_bytes=150,
+)
 STATE = PartitionRecord("t", 0, (1, 2, 3), (1, 2, 3), 1, 5, 0, partition_epoch=10)
 EPOCHS: EpochStarts = ((2, 0), (4, 6))
 
@@ -355,6 +361,19 @@ def test_batches_follow_each_other_up_to_a_bound() -> None:
     assert world.leader.next_request(2, 1) is None
     world.leader.on_answer(world.answer(2, 11))
     assert world.send(2, 2).offset == 12
+
+
+def test_a_follower_far_behind_is_sent_less_at_a_time() -> None:
+    world = World()
+    world.streaming(2)
+    world.leader.appended(20, held_from=12)
+    for offset in (10, 11):
+        send = world.send(2, 1, size=10)
+        assert (send.offset, send.catch_up) == (offset, True)
+        assert world.leader.next_request(2, 1) is None
+        world.leader.on_answer(world.answer(2, offset + 1))
+    sends = [world.send(2, 1, size=10) for _ in range(2)]
+    assert [(send.offset, send.catch_up) for send in sends] == [(12, False), (13, False)]
 
 
 def test_an_idle_follower_is_told_the_high_watermark_at_once_and_called_now_and_then() -> None:

@@ -40,10 +40,13 @@ def test_appends_reads_and_maps(place: tuple[Files, str]) -> None:
     assert files.read(path, 2, 3) == b"cde"
     assert files.read(path, 6, 100) == b"gh"
     assert files.read(path, 8) == b""
+    handle.drop_cached()
+    assert files.read(path) == b"abcdefgh"
     handle.truncate(3)
     handle.writev([b"Z"])
     assert files.read(path) == b"abcZ"
     handle.close()
+    handle.drop_cached()
     with pytest.raises(StorageError, match=path):
         handle.writev([b"late"])
     files.truncate(path, 1)
