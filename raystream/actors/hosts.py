@@ -140,7 +140,7 @@ class Hosts:
                 wait_for(host.handle.close.remote((key,)), OPEN_TIMEOUT_MS)
             host.keys.discard(key)
             if not host.keys:
-                del self._hosts[host.name]
+                self._hosts.pop(host.name, None)  # one that has died was dropped meanwhile
                 end_actor(host.handle)
         self._remember()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import time
 from collections.abc import Callable
 
 import pandas as pd
@@ -135,7 +136,10 @@ def test_deleted_records_are_gone(cluster: rs.Cluster, topic: str) -> None:
 
 
 def test_health_and_brokers(cluster: rs.Cluster) -> None:
-    assert cluster.health().ok, cluster.health().problems
+    deadline = time.monotonic() + 20
+    while not cluster.health().ok and time.monotonic() < deadline:
+        time.sleep(0.1)  # a cluster that was just made may still be starting its coordinator
+    assert cluster.health().problems == ()
     broker = cluster.brokers()[0]
     assert broker.controller
     assert broker.free_bytes > 0
