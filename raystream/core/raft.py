@@ -163,6 +163,8 @@ class Raft:
             self._reset_election_deadline()
             if self._may_campaign():
                 self._hold_election(pre_vote=True)
+            else:
+                self._leader = None  # nobody tells an observer that its leader is gone
 
     def step(self, message: Message, now_ms: float) -> None:
         """A message has arrived. One that is for another disk than this node's is dropped."""

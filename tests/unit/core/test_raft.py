@@ -286,3 +286,16 @@ def test_logs_that_parted_long_ago_meet_in_two_messages() -> None:
             node.step(reply, 2_100)
         assert exchanged < 5
     assert follower.log.last_index == node.log.last_index
+
+
+def test_an_observer_that_hears_nothing_knows_no_leader_and_is_no_candidate() -> None:
+    node = raft(FOUR)
+    node.step(append(TWO, FOUR, 1), 0)
+    assert node.leader == TWO
+    node.tick(SETTINGS.election_timeout_ms / 2)
+    assert node.leader == TWO
+    node.tick(3 * SETTINGS.election_timeout_ms)
+    assert node.leader is None
+    assert not sent(drain(node), RequestVote)
+    node.step(append(TWO, FOUR, 1), 3_100)
+    assert node.leader == TWO
