@@ -131,8 +131,9 @@ class _Pipe:
                 if stored is not None:
                     stored.send(self._socket.fileno())
         except (OSError, RaystreamError) as error:
-            self.close()
+            self.ended = True
             self._finish(None, error if isinstance(error, RaystreamError) else _lost(error))
+            self.close()  # not before: the connection's thread would say no more than that it has ended
 
     def _finish(self, result: Any, failure: Exception | None) -> None:
         with self._lock:

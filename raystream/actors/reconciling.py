@@ -277,11 +277,12 @@ class Reconciler:
                         self._opening.pop((spec.topic_id, spec.partition), None)
                 raise
             with self._lock:
+                living = {host.name for host in self._hosts.hosts()}  # one may have died since it answered
                 for spec in specs:
                     key = (spec.topic_id, spec.partition)
                     self._opening.pop(key, None)
                     actor, error = served.get(key, ("", ""))
-                    if actor or error:
+                    if error or actor in living:
                         self._served[key] = m.ServedReplica(*key, actor, error)
                         self._opened[key] = spec
                         if error:

@@ -15,15 +15,17 @@ import pyarrow as pa
 from raystream import messages as m
 from raystream.clock import Clock
 from raystream.errors import (
-    ActorLost,
     CoordinatorNotAvailable,
     Fenced,
+    NotEnoughReplicas,
     NotLeader,
+    Overloaded,
     PartitionNotFound,
     RaystreamError,
     RequestTimeout,
     StorageError,
     TopicNotFound,
+    Unavailable,
 )
 from raystream.ports import ControllerPort, CoordinatorPort, Directory, PartitionPort
 
@@ -40,7 +42,8 @@ COORDINATOR_TIMEOUT_MS: Final = 4_000.0
 REPLICATED_TIMEOUT_MS: Final = 2_500.0
 """One try at a partition that others can take over is given no longer."""
 AVOID_FOLLOWER_MS: Final = 5_000.0
-_MOVED = (ActorLost, NotLeader, Fenced, CoordinatorNotAvailable, RequestTimeout)
+_MOVED = (Unavailable, Fenced, RequestTimeout)
+_STAYED = (NotEnoughReplicas, Overloaded)
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +265,7 @@ class Routing:
                 if not error.retriable:
                     raise
                 last = error
-                if isinstance(error, _MOVED):
+                if isinstance(error, _MOVED) and not isinstance(error, _STAYED):
                     moved()
             await asyncio.sleep(min(backoff_ms, max(left_ms, 0)) / 1000)
             backoff_ms = min(backoff_ms * 2, MAX_BACKOFF_MS)

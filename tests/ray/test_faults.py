@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import signal
@@ -10,7 +11,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Self
 
@@ -199,8 +200,13 @@ def test_a_killed_consumer_is_replaced_and_repeats_one_batch_at_most(
         assert later[partition] == list(range(position, ends[partition])), "a record was skipped or doubled"
 
 
-def _script(text: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(text)], stderr=subprocess.DEVNULL)
+@contextlib.contextmanager
+def _script(text: str) -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(text)], stderr=subprocess.DEVNULL) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def _until(condition: Callable[[], object], timeout_s: float = 60.0) -> object:

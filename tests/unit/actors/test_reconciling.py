@@ -42,6 +42,8 @@ class FakeHosts:
         self.closed: list[tuple[str, int]] = []
         self.errors: list[str] = []
         self.deaf = False
+        self.answered: Callable[[], None] = lambda: None
+        """Called when the actors have answered, before anybody hears what."""
 
     def hosts(self) -> list[Host]:
         return list(self.held.values())
@@ -57,6 +59,7 @@ class FakeHosts:
                 self.held[name] = Host(name, keys={key})
                 Path(spec.directory).mkdir(exist_ok=True)
             answers[key] = ("", error) if error else (name, "")
+        self.answered()
         return answers
 
     def update(self, specs: Sequence[m.ReplicaSpec]) -> set[tuple[str, int]]:
@@ -172,6 +175,18 @@ def test_what_died_is_opened_only_as_the_controller_says_after_it_has_heard_of_i
     house.commit(replace(PARTITION, leader=2, leader_epoch=7, partition_epoch=7))
     until(lambda: len(house.hosts.opened) == 2)
     assert house.hosts.opened[-1].leader_epoch == 7
+
+
+def test_an_actor_that_dies_while_others_are_still_opening_is_counted_on_by_nobody(house: House) -> None:
+    def die() -> None:
+        house.hosts.answered = lambda: None
+        house.reconciler.actor_lost("actor 1")
+        until(lambda: "actor 1" not in house.hosts.held)
+
+    house.hosts.answered = die
+    house.start(PARTITION)
+    assert house.reconciler.wait_until_settled(10)
+    assert house.reports == [((m.ServedReplica(*KEY, "actor 2"),), ())]
 
 
 def test_what_is_gone_from_the_metadata_is_closed_and_deleted(house: House) -> None:

@@ -1,17 +1,18 @@
-"""Who waits for metadata together: each for as long as it may, and no longer."""
+"""Who waits for metadata together: each for as long as it may, and no longer. What proves wrong is asked for anew."""
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from raystream import messages as m
 from raystream.client import routing as routing_module
-from raystream.client.routing import Routing
+from raystream.client.routing import Leader, Routing
 from raystream.clock import SystemClock
-from raystream.errors import RequestTimeout
+from raystream.errors import RequestTimeout, Unavailable
 
 TOPIC = m.TopicMetadata(
     topic_id="a" * 32,
@@ -96,3 +97,35 @@ def test_a_lost_call_for_metadata_is_made_again_soon(monkeypatch: pytest.MonkeyP
         assert await asking == TOPIC
 
     asyncio.run(main())
+
+
+def test_an_actor_that_is_not_there_is_not_looked_for_until_the_metadata_is_old() -> None:
+    class Controller:
+        asked = 0
+
+        async def metadata(self, request: m.MetadataRequest, *, timeout_ms: float) -> m.MetadataReply:
+            self.asked += 1
+            actor = "dead" if self.asked == 1 else "successor"
+            partition = m.PartitionMetadata(
+                partition=0, leader=1, leader_epoch=0, replicas=(1,), isr=(1,), actor=actor, node_id="here"
+            )
+            topics = (replace(TOPIC, partitions=(partition,)),)
+            return m.MetadataReply(cluster_id="c", version=self.asked, topics=topics, brokers=())
+
+    class Directory:
+        node_id = "here"
+
+        async def controller(self) -> Any:
+            return controller
+
+        def partition(self, actor: str) -> Any:
+            if actor == "dead":
+                raise Unavailable(f"no actor {actor!r} is running at the moment")
+            return actor
+
+    async def call(leader: Leader, left_ms: float) -> str:
+        return leader.actor
+
+    controller = Controller()
+    routing = Routing(Directory(), SystemClock())  # type: ignore[arg-type]
+    assert asyncio.run(routing.call_partition("t", 0, call, timeout_ms=10_000)) == "successor"
