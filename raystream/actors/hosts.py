@@ -113,7 +113,8 @@ class Hosts:
             else:
                 homeless.append(spec)
         peers = [host for host in self.hosts() if host.internal == internal]
-        wanted = min(len(homeless), max(0, (1 if internal else MAX_HOSTS) - len(peers)))
+        empty = sum(not host.keys for host in peers)
+        wanted = max(0, min(len(homeless) - empty, (1 if internal else MAX_HOSTS) - len(peers)))
         peers += self._start(wanted, internal)
         load = {host.name: len(host.keys) for host in peers}
         for spec in homeless:
@@ -163,10 +164,15 @@ class Hosts:
         if count and self._spare:
             launched.append(self._spare)
             self._spare = None
-        started = []
-        for name, handle in launched:
-            pid = wait_for(handle.pid.remote(), START_TIMEOUT_MS)
-            started.append(self._take_in(Host(name, handle, pid, internal)))
+        started: list[Host] = []
+        try:
+            for name, handle in launched:
+                pid = wait_for(handle.pid.remote(), START_TIMEOUT_MS)
+                started.append(self._take_in(Host(name, handle, pid, internal)))
+        except BaseException:
+            for _, handle in launched[len(started) :]:
+                end_actor(handle)  # the next attempt starts others, and these would slow it down
+            raise
         return started
 
     def _take_in(self, host: Host) -> Host:
