@@ -22,6 +22,7 @@ from raystream.types import (
     EARLIEST,
     LATEST,
     BrokerDescription,
+    ClientQuota,
     GroupDescription,
     Headers,
     Health,
@@ -180,6 +181,21 @@ class Cluster:
     async def brokers(self) -> Rows[BrokerDescription]:
         """As `brokers` of raystream.Cluster."""
         return await _in_thread(self.sync.brokers)
+
+    async def set_quota(
+        self, client_id: str, *, produce_bytes_per_s: int | None = None, fetch_bytes_per_s: int | None = None
+    ) -> None:
+        """As `set_quota` of raystream.Cluster."""
+        await _in_thread(
+            self.sync.set_quota,
+            client_id,
+            produce_bytes_per_s=produce_bytes_per_s,
+            fetch_bytes_per_s=fetch_bytes_per_s,
+        )
+
+    async def quotas(self) -> Rows[ClientQuota]:
+        """As `quotas` of raystream.Cluster."""
+        return await _in_thread(self.sync.quotas)
 
     async def health(self) -> Health:
         """As `health` of raystream.Cluster."""

@@ -56,7 +56,7 @@ def _fail(sentence: str, code: int) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     from raystream import __version__
-    from raystream.commands import bench, broker, consume, demo, group, lifecycle, produce, topic
+    from raystream.commands import bench, broker, consume, demo, group, lifecycle, produce, quota, topic
 
     parser = argparse.ArgumentParser(
         prog="raystream",
@@ -69,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(add_help=False)
     _add_options(options, default=argparse.SUPPRESS, as_json=argparse.SUPPRESS)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (demo, lifecycle, topic, broker, group, produce, consume, bench):
+    for command in (demo, lifecycle, topic, broker, group, quota, produce, consume, bench):
         command.add(commands, options)
     return parser
 

@@ -28,6 +28,7 @@ from raystream.types import (
     EARLIEST,
     LATEST,
     BrokerDescription,
+    ClientQuota,
     GroupDescription,
     Health,
     PartitionLag,
@@ -293,6 +294,26 @@ class Cluster:
     def brokers(self) -> Rows[BrokerDescription]:
         """Every broker."""
         rows: Rows[BrokerDescription] = self._run(self._admin.brokers())
+        return rows
+
+    def set_quota(
+        self, client_id: str, *, produce_bytes_per_s: int | None = None, fetch_bytes_per_s: int | None = None
+    ) -> None:
+        """Limits what producers and consumers made with this `client_id` may move on each node, all together.
+
+        They are held back, a second's worth at a time, and lose nothing; what waits in a producer counts against its
+        delivery timeout. None is no limit. The client id "" stands for every id without a quota of its own, each for
+        itself. Raises InvalidArgument.
+        """
+        self._run(
+            self._admin.set_quota(
+                client_id, produce_bytes_per_s=produce_bytes_per_s, fetch_bytes_per_s=fetch_bytes_per_s
+            )
+        )
+
+    def quotas(self) -> Rows[ClientQuota]:
+        """Every quota, by client id."""
+        rows: Rows[ClientQuota] = self._run(self._admin.quotas())
         return rows
 
     def health(self) -> Health:

@@ -43,6 +43,8 @@ class ControllerPort(Protocol):
 
     async def drain_broker(self, request: m.DrainBrokerRequest, *, timeout_ms: float) -> m.Done: ...
 
+    async def set_quota(self, request: m.ClientQuota, *, timeout_ms: float) -> m.Done: ...
+
 
 class CoordinatorPort(Protocol):
     """A coordinator: producer ids, consumer groups and their offsets."""

@@ -188,6 +188,16 @@ class BrokerDescription:
 
 
 @dataclass(frozen=True)
+class ClientQuota:
+    """What clients of one id may move on each node, in bytes per second; None: as much as they like. The client id ""
+    stands for every id that has no quota of its own."""
+
+    client_id: str
+    produce_bytes_per_s: int | None
+    fetch_bytes_per_s: int | None
+
+
+@dataclass(frozen=True)
 class Health:
     """Whether everything is served. `problems` holds a sentence for each thing that is not."""
 

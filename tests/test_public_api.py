@@ -52,6 +52,8 @@ CALLS: list[tuple[Any, str, dict[str, Any]]] = [
     (Cluster, "delete_group", {"group": REQUIRED}),
     (Cluster, "brokers", {}),
     (Cluster, "health", {}),
+    (Cluster, "set_quota", {"client_id": REQUIRED, "produce_bytes_per_s": None, "fetch_bytes_per_s": None}),
+    (Cluster, "quotas", {}),
     (Cluster, "write", {"topic": REQUIRED, "frame": REQUIRED, "key": None}),
     (Cluster, "producer", {}),
     (Cluster, "consumer", {"topics": REQUIRED, "group": None, "start": ANY}),

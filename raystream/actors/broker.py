@@ -27,7 +27,7 @@ import ray
 from raystream import messages as m
 from raystream.actors import logs
 from raystream.actors.controlling import Controlling
-from raystream.actors.decisions import DECISIONS, create_topic
+from raystream.actors.decisions import CHANGES, DECISIONS, create_topic
 from raystream.actors.finding import broker_name, nodes
 from raystream.actors.founding import open_disk
 from raystream.actors.hosts import Hosts, Key, ask_all
@@ -453,6 +453,7 @@ class BrokerActor:
             brokers=self._metadata.brokers(-1 if controller is None else controller, self._member.free_bytes),
             topics=topics,
             missing=tuple(name for name in request.topics or () if topics is not None and name not in known),
+            quotas=self._metadata.quotas(),
         )
 
     def create_topic(self, request: m.CreateTopicRequest) -> m.TopicMetadata:
@@ -465,25 +466,18 @@ class BrokerActor:
         self._change("alter_topic", request)
         return self._served_topic(request.name)
 
-    def delete_topic(self, request: m.DeleteTopicRequest) -> m.Done:
-        m.check_protocol(request.protocol)
-        self._change("delete_topic", request)
-        return m.Done()
-
     def reassign(self, request: m.ReassignRequest) -> m.TopicMetadata:
         """Begins to move replicas; they catch up while the topic is in use."""
         m.check_protocol(request.protocol)
         self._change("reassign", request)
         return self._served_topic(request.topic)
 
-    def elect_leaders(self, request: m.ElectLeadersRequest) -> m.Done:
+    def change(self, method: str, request: Any) -> m.Done:
+        """One of CHANGES, whose answer is that it is made."""
         m.check_protocol(request.protocol)
-        self._change("elect_leaders", request)
-        return m.Done()
-
-    def drain_broker(self, request: m.DrainBrokerRequest) -> m.Done:
-        m.check_protocol(request.protocol)
-        self._change("drain_broker", request)
+        if method not in CHANGES:
+            raise InvalidArgument(f"{method!r} is no change that a client may ask for")
+        self._change(method, request)
         return m.Done()
 
     def _change(self, method: str, request: Any) -> None:

@@ -18,7 +18,10 @@ DECISIONS: Final[dict[str, Callable[[Controller, Any], Any]]] = {
     "reassign": lambda c, r: c.reassign(r),
     "elect_leaders": lambda c, r: c.elect_leaders(r),
     "drain_broker": lambda c, r: c.drain_broker(r),
+    "set_quota": lambda c, r: c.set_quota(r),
 }
+CHANGES: Final = frozenset({"delete_topic", "elect_leaders", "drain_broker", "set_quota"})
+"""Those that clients may ask for and that answer nothing but that they are made."""
 
 
 def create_topic(

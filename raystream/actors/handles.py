@@ -132,7 +132,7 @@ class RayController:
         self._metadata = handle.metadata.options(concurrency_group=FETCH)
 
     async def metadata(self, request: m.MetadataRequest, *, timeout_ms: float) -> m.MetadataReply:
-        reply: m.MetadataReply = await self._call(self._metadata, request, timeout_ms)
+        reply: m.MetadataReply = await self._call(self._metadata, request, timeout_ms=timeout_ms)
         return reply
 
     async def create_topic(self, request: m.CreateTopicRequest, *, timeout_ms: float) -> m.TopicMetadata:
@@ -142,28 +142,33 @@ class RayController:
         return await self._change("alter_topic", request, timeout_ms)
 
     async def delete_topic(self, request: m.DeleteTopicRequest, *, timeout_ms: float) -> m.Done:
-        reply: m.Done = await self._change("delete_topic", request, timeout_ms)
-        return reply
+        return await self._do("delete_topic", request, timeout_ms)
 
     async def reassign(self, request: m.ReassignRequest, *, timeout_ms: float) -> m.TopicMetadata:
         reply: m.TopicMetadata = await self._change("reassign", request, timeout_ms)
         return reply
 
     async def elect_leaders(self, request: m.ElectLeadersRequest, *, timeout_ms: float) -> m.Done:
-        reply: m.Done = await self._change("elect_leaders", request, timeout_ms)
-        return reply
+        return await self._do("elect_leaders", request, timeout_ms)
 
     async def drain_broker(self, request: m.DrainBrokerRequest, *, timeout_ms: float) -> m.Done:
-        reply: m.Done = await self._change("drain_broker", request, timeout_ms)
+        return await self._do("drain_broker", request, timeout_ms)
+
+    async def set_quota(self, request: m.ClientQuota, *, timeout_ms: float) -> m.Done:
+        return await self._do("set_quota", request, timeout_ms)
+
+    async def _do(self, name: str, request: Any, timeout_ms: float) -> m.Done:
+        method = self._handle.change.options(concurrency_group=APPEND)
+        reply: m.Done = await self._call(method, name, request, timeout_ms=timeout_ms)
         return reply
 
     async def _change(self, name: str, request: Any, timeout_ms: float) -> Any:
         method = getattr(self._handle, name).options(concurrency_group=APPEND)
-        return await self._call(method, request, timeout_ms)
+        return await self._call(method, request, timeout_ms=timeout_ms)
 
-    async def _call(self, method: Any, request: Any, timeout_ms: float) -> Any:
+    async def _call(self, method: Any, *arguments: Any, timeout_ms: float) -> Any:
         try:
-            return await call(method, request, timeout_ms=timeout_ms)
+            return await call(method, *arguments, timeout_ms=timeout_ms)
         except (ActorLost, RequestTimeout):
             self.lost = True
             raise

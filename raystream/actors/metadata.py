@@ -141,6 +141,18 @@ class Metadata:
             topic = self._image.topics_by_id.get(key[0])
             return topic is not None and topic_names.is_internal(topic.name)
 
+    def quotas(self) -> tuple[m.ClientQuota, ...]:
+        """What clients may move, by client id."""
+        with self._lock:
+            return tuple(
+                m.ClientQuota(
+                    client_id=quota.client_id,
+                    produce_bytes_per_s=quota.produce_bytes_per_s,
+                    fetch_bytes_per_s=quota.fetch_bytes_per_s,
+                )
+                for _, quota in sorted(self._image.quotas.items())
+            )
+
     def spec(self, key: Key, broker_id: int, directory: str, lease_path: str) -> m.ReplicaSpec | None:
         """What a partition actor needs to open a broker's replica, or to go on with it; None where it has none."""
         with self._lock:
@@ -175,6 +187,7 @@ class Metadata:
                 actors=actors,
                 min_insync_replicas=Elections(self._image).min_insync_replicas(record),
                 lease_path=lease_path,
+                quotas=() if topic_names.is_internal(topic.name) else self.quotas(),
             )
 
     def is_superfluous(self, key: Key, broker_id: int) -> bool:

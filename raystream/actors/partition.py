@@ -25,6 +25,7 @@ from raystream.actors.leading import Append
 from raystream.actors.lease import Lease
 from raystream.actors.metrics import PartitionMetrics
 from raystream.actors.outbox import RayOutbox
+from raystream.actors.quotas import Quotas
 from raystream.actors.replica import Replica
 from raystream.actors.scrubber import RayElsewhere, Scrubber
 from raystream.actors.writer import Ticket, Writer
@@ -52,6 +53,7 @@ class PartitionActor:
         self._files = DiskFiles()
         self._replicas: dict[Key, Replica] = {}
         self._metrics = PartitionMetrics()
+        self._quotas = Quotas(self._clock)
         self._writer: Writer[Append | Replicated | Callable[[], Any]] = Writer(
             "raystream-writer", self._write, idle_ms=self._idle_ms, broken=self._fail_stop
         )
@@ -100,19 +102,28 @@ class PartitionActor:
     def append(self, request: m.AppendRequest, payload: Any) -> m.AppendReply:
         m.check_protocol(request.protocol)
         started = self._clock.monotonic_ms()
-        work = self._replica(request.topic_id, request.partition).check(request, payload)
+        replica = self._replica(request.topic_id, request.partition)
+        if replica.spec.quotas:
+            self._quotas.before_append(replica.spec, request.client_id)
+        work = replica.check(request, payload)
         reply: m.AppendReply = self._writer.submit(work, here=True).wait(APPEND_WAIT_MS)
         self._metrics.appended(work.header, self._clock.monotonic_ms() - started)
+        if replica.spec.quotas:
+            reply = self._quotas.appended(replica.spec, request.client_id, reply, work.header.message_bytes)
         return reply
 
     def fetch(self, request: m.FetchRequest) -> m.FetchReply:
         m.check_protocol(request.protocol)
         replica = self._replica(request.topic_id, request.partition)
+        if replica.spec.quotas:
+            self._quotas.before_fetch(replica.spec, request.client_id)
         try:
             reply = replica.fetch(request, MAX_PARKED_FETCHES)
         except CorruptLog as error:
             raise self._scrubber.noticed(replica, error) from None
         self._metrics.fetched(reply)
+        if replica.spec.quotas:
+            reply = self._quotas.fetched(replica.spec, request.client_id, reply)
         return reply
 
     def list_offsets(self, request: m.ListOffsetsRequest) -> m.OffsetReply:

@@ -24,6 +24,7 @@ from raystream.schema import stored_schema
 from raystream.types import (
     LATEST,
     BrokerDescription,
+    ClientQuota,
     GroupDescription,
     Health,
     MemberDescription,
@@ -309,6 +310,22 @@ class Admin:
             )
             for broker in reply.brokers
         )
+
+    async def set_quota(
+        self, client_id: str, *, produce_bytes_per_s: int | None, fetch_bytes_per_s: int | None
+    ) -> None:
+        """Limits what clients of one id may move. See `Cluster.set_quota`."""
+        request = m.ClientQuota(
+            client_id=client_id, produce_bytes_per_s=produce_bytes_per_s, fetch_bytes_per_s=fetch_bytes_per_s
+        )
+        await self._routing.call_controller(
+            lambda port, left: port.set_quota(request, timeout_ms=left), timeout_ms=CHANGE_TIMEOUT_MS
+        )
+
+    async def quotas(self) -> Rows[ClientQuota]:
+        """Every quota, by client id."""
+        reply = await self._routing.metadata(())
+        return Rows(ClientQuota(q.client_id, q.produce_bytes_per_s, q.fetch_bytes_per_s) for q in reply.quotas)
 
     async def health(self) -> Health:
         """Whether every partition is served with all its replicas in sync, every broker is heard and there is a

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import threading
 from collections.abc import AsyncIterator, Iterable, Iterator
@@ -68,6 +69,8 @@ async def fetch_range(routing: Routing, wanted: Range, *, mmap: bool, whole: boo
         if runs:
             offset = runs[-1].next_offset
             yield runs
+            if reply.throttle_ms and offset < wanted.end:
+                await asyncio.sleep(reply.throttle_ms / 1000)
         elif reply.high_watermark >= wanted.end:
             return  # nothing is left up to the end: compaction took it
         elif clock.monotonic_ms() > deadline:

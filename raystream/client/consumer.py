@@ -88,6 +88,7 @@ class Consumer:
             group=group,
             start=start,
             client=client_id or f"{socket.gethostname()}:{os.getpid()}",
+            client_id=client_id,
         )
         # Background tasks hold the session and the buffer, never this object: when it goes, they end.
         self._finalizer = weakref.finalize(self, _abandon, loop, self._session, self._buffer, self._pid)

@@ -45,12 +45,14 @@ class Fetcher:
         reset: ResetOffset,
         *,
         may_vanish: bool = False,
+        client_id: str = "",
     ) -> None:
         self._routing = routing
         self._config = config
         self._buffer = buffer
         self._reset = reset
         self._may_vanish = may_vanish
+        self._client_id = client_id
         self._tasks: dict[Assigned, asyncio.Task[None]] = {}
         self._vanished: dict[Assigned, int] = {}
         self._copied: set[Assigned] = set()
@@ -147,6 +149,7 @@ class Fetcher:
                 max_wait_ms=wait_ms,
                 mapped=mapped,
                 follower=leader.follower,
+                client_id=self._client_id,
             )
             return await leader.port.fetch(request, timeout_ms=min(left_ms, wait_ms + self._config.request_timeout_ms))
 
@@ -159,6 +162,8 @@ class Fetcher:
             return
         slot.high_watermark = reply.high_watermark
         got = await self._take_in(slot, generation, reply, mapped)
+        if reply.throttle_ms:
+            await asyncio.sleep(reply.throttle_ms / 1000)
         if not got and self._routing.clock.monotonic_ms() - started < IDLE_PAUSE_MS:
             await asyncio.sleep(IDLE_PAUSE_MS / 1000)  # the leader holds no more parked fetches: do not spin
 

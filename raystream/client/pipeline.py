@@ -17,6 +17,7 @@ from typing import Final
 import pyarrow as pa
 
 from raystream import batch as b
+from raystream import messages as m
 from raystream.client.accumulator import Sink
 from raystream.client.sent import Piece
 from raystream.client.sent_frame import Frame
@@ -109,6 +110,7 @@ class Pipeline:
         "sequence",
         "sink",
         "taken_back",
+        "throttled",
     )
 
     def __init__(self, sink: Sink, partition: int, max_in_flight: int) -> None:
@@ -128,6 +130,8 @@ class Pipeline:
         self.gap_unknown = False
         """Draining because of a batch that may yet arrive."""
         self.taken_back: list[Batch] = []
+        self.throttled = False
+        """The client has used up its quota there: nothing new is sent for a while."""
         self.acknowledged_epoch = -1
         """The latest leader epoch in which the partition acknowledged a batch."""
 
@@ -150,7 +154,7 @@ class Pipeline:
         While one is in flight, what waits grows until it is worth a large message: depth in flight costs latency, and
         sizes between the inline limit and a megabyte cost the most per byte.
         """
-        if not self.pending or self.draining:
+        if not self.pending or self.draining or self.throttled:
             return False
         if not self.in_flight:
             return True
@@ -158,6 +162,17 @@ class Pipeline:
         # batches of a producer, and must still know the oldest when it is sent again.
         window = self._next_number - self.in_flight[0].number
         return window < self.max_in_flight and self.pending_bytes >= min(_FULL_BYTES, self.sink.chunk_bytes)
+
+    def request(self, leader_epoch: int, acks: int | str, client_id: str, age_ms: float = 0) -> m.AppendRequest:
+        """What goes with a batch to the partition's leader."""
+        return m.AppendRequest(
+            topic_id=self.sink.topic_id,
+            partition=self.partition,
+            leader_epoch=leader_epoch,
+            acks=-1 if acks == "all" else int(acks),
+            age_ms=int(age_ms),
+            client_id=client_id,
+        )
 
     def next_pieces(self) -> list[Piece]:
         """Takes as many waiting pieces as one batch may hold."""

@@ -84,7 +84,7 @@ class Producer:
         self._key_serializer = key_serializer
         self._value_serializer = value_serializer
         self._ledger = Ledger(config.max_buffered_bytes, config.max_block_ms, self.stats)
-        self._sender = Sender(routing, config, self._ledger, self.stats, partitioner)
+        self._sender = Sender(routing, config, self._ledger, self.stats, partitioner, client_id)
         self._partitioner = partitioner
         self._accumulator = Accumulator(
             routing.clock, self._ledger, loop.is_current, self._chunk_opened, self._chunk_sealed

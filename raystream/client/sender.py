@@ -56,11 +56,18 @@ class Sender:
     """One producer's work on the loop."""
 
     def __init__(
-        self, routing: Routing, config: ProducerConfig, ledger: Ledger, stats: ProducerStats, partitioner: Any
+        self,
+        routing: Routing,
+        config: ProducerConfig,
+        ledger: Ledger,
+        stats: ProducerStats,
+        partitioner: Any,
+        client_id: str = "",
     ) -> None:
         self._routing = routing
         self._clock = routing.clock
         self._config = config
+        self._client_id = client_id
         self._ledger = ledger
         self._stats = stats
         self._partitioner: Partitioner | None = partitioner
@@ -370,13 +377,7 @@ class Sender:
             batch.first_sent_ms = now
         else:
             self._stats.retries += 1
-        request = m.AppendRequest(
-            topic_id=pipeline.sink.topic_id,
-            partition=pipeline.partition,
-            leader_epoch=leader.epoch,
-            acks=-1 if self._config.acks == "all" else 1,
-            age_ms=int(now - batch.first_sent_ms),
-        )
+        request = pipeline.request(leader.epoch, self._config.acks, self._client_id, now - batch.first_sent_ms)
         assert batch.message is not None
         as_head = pipeline.is_head(batch)
         try:
@@ -403,7 +404,17 @@ class Sender:
             raise InvalidRecord(f"{error}: make another producer, which learns the new schema") from error
         pipeline.acknowledged_epoch = max(pipeline.acknowledged_epoch, leader.epoch)
         self._stats.latency_ms += self._clock.monotonic_ms() - now
+        self._throttle(pipeline, reply.throttle_ms)
         return reply
+
+    def _throttle(self, pipeline: Pipeline, throttle_ms: int) -> None:
+        def over() -> None:
+            pipeline.throttled = False
+            self._pump(pipeline)
+
+        if throttle_ms and not pipeline.throttled:
+            pipeline.throttled = True
+            asyncio.get_running_loop().call_later(throttle_ms / 1000, over)
 
     def _renew(self, pipeline: Pipeline) -> None:
         """The pipeline's producer id is of no use: it, and who joins later, gets another."""
@@ -436,9 +447,7 @@ class Sender:
         """acks=0: the records count as sent when the call is on its way. Their memory is given back with the answer, so
         that a slow partition still means backpressure."""
         leader = await self._leader(pipeline, self._config.request_timeout_ms)
-        request = m.AppendRequest(
-            topic_id=pipeline.sink.topic_id, partition=pipeline.partition, leader_epoch=leader.epoch, acks=0
-        )
+        request = pipeline.request(leader.epoch, 0, self._client_id)
         assert batch.message is not None
         call = asyncio.ensure_future(
             leader.port.append(request, batch.message, timeout_ms=self._config.request_timeout_ms)
@@ -451,7 +460,7 @@ class Sender:
         self._stats.records += batch.rows
         self._stats.batches += 1
         try:
-            await call
+            self._throttle(pipeline, (await call).throttle_ms)
         except RaystreamError as error:
             self._routing.forget(pipeline.sink.name)
             log.debug("acks=0: a batch for %s-%d is lost: %s", pipeline.sink.name, pipeline.partition, error)

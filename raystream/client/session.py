@@ -61,6 +61,7 @@ class Session:
         group: str | None,
         start: Position,
         client: str,
+        client_id: str = "",
     ) -> None:
         self._routing = routing
         self._config = config
@@ -69,7 +70,14 @@ class Session:
         self._client = client
         place = parse(start, subscription.topics, now_ms=routing.clock.now_ms())
         self._start = Start(place, {})
-        self._fetcher = Fetcher(routing, config, buffer, self._reset, may_vanish=subscription.pattern is not None)
+        self._fetcher = Fetcher(
+            routing,
+            config,
+            buffer,
+            self._reset,
+            may_vanish=subscription.pattern is not None,
+            client_id=client_id,
+        )
         self._tasks: list[asyncio.Task[None]] = []
         self._closing: asyncio.Task[None] | None = None
         self._finished = asyncio.Event()

@@ -14,7 +14,7 @@ from typing import Final
 
 from raystream import config as settings
 from raystream.config import MAX_PARTITIONS, TopicConfig
-from raystream.core import arguments, balance, topic_names
+from raystream.core import arguments, balance, quotas, topic_names
 from raystream.core.draft import Draft, forgetting
 from raystream.core.elections import Elections
 from raystream.core.metadata import (
@@ -42,6 +42,7 @@ from raystream.messages import (
     AlterIsrRequest,
     AlterTopicRequest,
     BrokerHeartbeatRequest,
+    ClientQuota,
     CreateTopicRequest,
     DeleteTopicRequest,
     DrainBrokerRequest,
@@ -200,6 +201,10 @@ class Controller:
             now = "unknown" if known is None or was_removed(known) else f"at incarnation {known.incarnation}"
             raise Fenced(f"broker {broker_id} is {now}, and speaks with {incarnation}: it has to register again")
         return known
+
+    def set_quota(self, request: ClientQuota) -> Records:
+        """What clients of one id may move. Raises InvalidArgument."""
+        return quotas.decide(self._image.quotas, request)
 
     # Topics ---------------------------------------------------------------------------------------------------------
 

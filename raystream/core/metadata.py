@@ -112,6 +112,18 @@ class ReplicaRecord(Record):
     error: str = ""
 
 
+@kind
+@dataclass(frozen=True, slots=True)
+class QuotaRecord(Record):
+    """What clients of one id may move on each node, in bytes per second. "" stands for ids without one of their own."""
+
+    KIND: ClassVar[str] = "quota"
+    IDENTITY: ClassVar[tuple[str, ...]] = ("client_id",)
+    client_id: str
+    produce_bytes_per_s: int | None
+    fetch_bytes_per_s: int | None
+
+
 class MetadataImage:
     """What the metadata log says. Topics by name and by id; partitions by (topic id, number).
 
@@ -126,6 +138,7 @@ class MetadataImage:
         self.topics_by_id: dict[str, TopicRecord] = {}
         self.partitions: dict[str, dict[int, PartitionRecord]] = {}
         self.replicas: dict[str, dict[tuple[int, int], ReplicaRecord]] = {}
+        self.quotas: dict[str, QuotaRecord] = {}
 
     def replay(self, record: Record | Removed) -> None:
         """Applies one record."""
@@ -143,6 +156,15 @@ class MetadataImage:
             case ReplicaRecord():
                 served = self.replicas.setdefault(record.topic_id, {})
                 served[record.partition, record.broker_id] = record
+            case QuotaRecord():
+                self.quotas[record.client_id] = record
+            case Removed():
+                self._remove(record)
+
+    def _remove(self, record: Removed) -> None:
+        match record:
+            case Removed(QuotaRecord.KIND, (client_id,)):
+                self.quotas.pop(client_id, None)
             case Removed(ReplicaRecord.KIND, (topic_id, partition, broker_id)):
                 self.replicas.get(topic_id, {}).pop((partition, broker_id), None)
             case Removed(BrokerRecord.KIND, (broker_id,)):
@@ -161,6 +183,7 @@ class MetadataImage:
         if self.cluster_id:
             yield ClusterRecord(self.cluster_id)
         yield from self.brokers.values()
+        yield from self.quotas.values()
         for topic in self.topics_by_id.values():
             yield topic
             yield from self.partitions_of(topic.topic_id)

@@ -49,6 +49,7 @@ from raystream.messages.coordinator import (
 from raystream.messages.partition import (
     AppendReply,
     AppendRequest,
+    ClientQuota,
     DeleteRecordsRequest,
     EndpointReply,
     FetchReply,
@@ -85,6 +86,7 @@ __all__ = [
     "BrokerMetadata",
     "BrokerReady",
     "BrokerSpec",
+    "ClientQuota",
     "CommitRequest",
     "CommittedOffset",
     "CreateTopicRequest",

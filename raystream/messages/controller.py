@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from raystream.messages.partition import ClientQuota
 from raystream.messages.protocol import PROTOCOL
 
 
@@ -112,4 +113,5 @@ class MetadataReply:
     brokers: tuple[BrokerMetadata, ...]
     topics: tuple[TopicMetadata, ...] | None
     missing: tuple[str, ...] = ()
+    quotas: tuple[ClientQuota, ...] = ()
     protocol: int = PROTOCOL

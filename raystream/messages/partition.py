@@ -20,18 +20,22 @@ class AppendRequest:
     age_ms: int = 0
     expected_offset: int = -1
     """Where the batch is to stand, or it is refused with StaleState; -1: at the log's end, wherever that is."""
+    client_id: str = ""
+    """Whose quota the bytes count against."""
     protocol: int = PROTOCOL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AppendReply:
-    """Where the batch stands. `duplicate`: it was there already, from an earlier try."""
+    """Where the batch stands. `duplicate`: it was there already, from an earlier try. `throttle_ms`: so long the client
+    is to send this replica nothing more, because of its quota."""
 
     base_offset: int
     append_time_ms: int
     leader_epoch: int
     high_watermark: int
     duplicate: bool = False
+    throttle_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +55,8 @@ class FetchRequest:
     mapped: bool = False
     follower: bool = False
     """A following replica may answer too, up to the high watermark that it knows."""
+    client_id: str = ""
+    """Whose quota the bytes count against."""
     protocol: int = PROTOCOL
 
 
@@ -77,6 +83,8 @@ class FetchReply:
     log_start_offset: int
     leader_epoch: int
     aborted: tuple[tuple[int, int, int], ...] = ()
+    throttle_ms: int = 0
+    """So long the client is to fetch nothing more from this replica, because of its quota."""
     protocol: int = PROTOCOL
 
 
@@ -132,6 +140,17 @@ class OffsetReply:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ClientQuota:
+    """What clients of one id may move on each node, in bytes per second; None: as much as they like. The id "" stands
+    for every id that has no quota of its own; each of them has it for itself."""
+
+    client_id: str
+    produce_bytes_per_s: int | None = None
+    fetch_bytes_per_s: int | None = None
+    protocol: int = PROTOCOL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaSpec:
     """What a broker tells a partition actor to open. `incarnation` fences the replica's earlier lives."""
 
@@ -160,6 +179,7 @@ class ReplicaSpec:
     min_insync_replicas: int = 1
     lease_path: str = ""
     """Where the broker states until when it cannot have been fenced."""
+    quotas: tuple[ClientQuota, ...] = ()
     protocol: int = PROTOCOL
 
 

@@ -370,6 +370,7 @@ class FakeCluster:
         key_serializer: Callable[[Any], bytes | None] | None = None,
         value_serializer: Callable[[Any], bytes | None] | None = None,
         partitioner: Partitioner | None = None,
+        client_id: str = "",
         **settings: Any,
     ) -> Producer:
         producer = Producer(
@@ -379,6 +380,7 @@ class FakeCluster:
             key_serializer=key_serializer,
             value_serializer=value_serializer,
             partitioner=partitioner,
+            client_id=client_id,
         )
         self._producers.append(producer)
         return producer
@@ -464,6 +466,10 @@ class FakeCluster:
             self.brokers.remove(request.broker_id, self.placed())
         else:
             self.brokers.drain(request.broker_id, self.placed(), drain=request.drain)
+        return m.Done()
+
+    async def set_quota(self, request: m.ClientQuota, *, timeout_ms: float) -> m.Done:
+        self.changes.append(request)
         return m.Done()
 
 

@@ -177,3 +177,28 @@ def _until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "the condition did not come true in time"
+
+
+def test_a_client_with_a_quota_is_held_back_and_others_are_not(cluster: rs.Cluster, topic: str) -> None:
+    rate = 200_000
+    cluster.set_quota("etl", produce_bytes_per_s=rate)
+    assert cluster.quotas() == [rs.ClientQuota("etl", rate, None)]
+    try:
+        with cluster.producer(client_id="etl", linger_ms=0) as producer:
+            sends = 0
+            begun = time.monotonic()
+            while time.monotonic() - begun < 30 and producer.send(topic, bytes(rate // 2)).result(30):
+                sends += 1
+                if sends == 5:  # the first second's worth is free
+                    break
+            assert time.monotonic() - begun >= 1.0
+            with cluster.producer(linger_ms=0) as another:
+                waited = time.monotonic()
+                held_back = producer.send(topic, bytes(rate // 2))
+                another.send(topic, bytes(rate // 2)).result(30)
+                assert not held_back.done() or time.monotonic() - waited >= 0.4
+                held_back.result(30)
+        assert cluster.read(topic).count() == 7
+    finally:
+        cluster.set_quota("etl")
+    assert cluster.quotas() == []

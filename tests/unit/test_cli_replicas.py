@@ -10,7 +10,7 @@ import raystream
 from raystream.cli import main
 from raystream.commands import localray
 from raystream.errors import InvalidArgument
-from raystream.types import BrokerDescription, Rows, TopicDescription
+from raystream.types import BrokerDescription, ClientQuota, Rows, TopicDescription
 
 
 class FakeCluster:
@@ -45,6 +45,12 @@ class FakeCluster:
     def remove_broker(self, broker_id: int) -> None:
         raise InvalidArgument(f"broker {broker_id} holds 3 replicas: move them first")
 
+    def quotas(self) -> Rows[ClientQuota]:
+        return Rows([ClientQuota("etl", 1000, None)])
+
+    def set_quota(self, client_id: str, **limits: int | None) -> None:
+        self.calls.append(("set_quota", client_id, limits))
+
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> FakeCluster:
@@ -78,3 +84,19 @@ def test_brokers_are_listed_drained_and_removed(cluster: FakeCluster, capsys: py
     capsys.readouterr()
     assert main(["broker", "remove", "1"]) == 2
     assert capsys.readouterr().err == "raystream: broker 1 holds 3 replicas: move them first\n"
+
+
+def test_quotas_are_listed_set_and_removed(cluster: FakeCluster, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["quota", "list"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[:2] == ["etl", "1,000"]
+    assert main(["quota", "set", "etl", "--produce", "1000"]) == 0
+    assert main(["quota", "remove", "etl"]) == 0
+    assert cluster.calls == [
+        ("set_quota", "etl", {"produce_bytes_per_s": 1000, "fetch_bytes_per_s": None}),
+        ("set_quota", "etl", {}),
+    ]
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        main(["quota", "set", "etl"])
+    assert stopped.value.code == 2
+    assert "give --produce, --fetch or both" in capsys.readouterr().err
