@@ -24,8 +24,9 @@ SCRUB_INTERVAL_MS: Final = DAY_MS
 
 
 def setting(default: Any, low: float | None = None, high: float | None = None, choices: tuple[Any, ...] = ()) -> Any:
-    """A dataclass field with the range or the choices it is checked against."""
-    return field(default=default, metadata={"low": low, "high": high, "choices": choices})
+    """A dataclass field with the range or the choices it is checked against. Where the default is None, None is allowed
+    too: the setting is off."""
+    return field(default=default, metadata={"low": low, "high": high, "choices": choices, "off": default is None})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,11 @@ class TopicConfig:
     timestamp_type: Literal["create", "append"] = setting("create", choices=("create", "append"))
     max_timestamp_ahead_ms: int = setting(3_600_000, 0, 10 * 365 * DAY_MS)
     """A record's timestamp may be this far in the future; one further ahead is refused."""
+    retention_ms: int | None = setting(None, 1, 100 * 365 * DAY_MS)
+    """Segments of which the last record was appended so long ago are deleted, whatever the records' own timestamps say.
+    None: never. Shorter than `segment_ms`, it also ends the segment that is being written."""
+    retention_bytes: int | None = setting(None, 1, 2**60)
+    """A partition's oldest segments are deleted as long as so much is left without them. None: never."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +110,8 @@ def changed(config: TopicConfig, values: Mapping[str, Any]) -> TopicConfig:
 
 def _check(name: str, value: Any, limits: Mapping[str, Any]) -> None:
     choices, low, high = limits["choices"], limits["low"], limits["high"]
+    if value is None and limits["off"]:
+        return
     if choices:
         if not any(value is choice or (type(value) is type(choice) and value == choice) for choice in choices):
             raise InvalidConfig(f"{name}={value!r} is none of {', '.join(map(repr, choices))}")

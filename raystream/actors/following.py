@@ -149,7 +149,7 @@ class Following:
         """What the leader has deleted goes here too."""
         start = min(self._log_start_offset, self._replica.high_watermark)
         if start > self._log.start_offset:
-            self._log.delete_before(start)
+            self._log.delete_before(start, active_too=True)
 
     def next_deadline_ms(self) -> float | None:
         """When an early request has waited long enough, on the monotonic clock."""

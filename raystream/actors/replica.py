@@ -16,6 +16,7 @@ from raystream import batch as b
 from raystream import messages as m
 from raystream.actors.following import Following, Replicated
 from raystream.actors.leading import Append, Leading, Outbox
+from raystream.actors.retention import Retention
 from raystream.actors.writer import Ticket
 from raystream.clock import Clock
 from raystream.config import TopicConfig, build
@@ -81,6 +82,7 @@ class Replica:
         )
         self.high_watermark = self.log.high_watermark
         self.damage = remembered(self._files, spec.directory)
+        self._retention = Retention(self)
         self._begin_role()
 
     def close(self) -> None:
@@ -128,6 +130,8 @@ class Replica:
     def commit(self) -> None:
         """*writer* Makes durable what was offered since the last commit, and answers."""
         self.role.commit()
+        if isinstance(self.role, Leading):
+            self._retention.turn()
         self.log.maybe_checkpoint()
 
     def next_deadline_ms(self) -> float | None:
@@ -268,10 +272,14 @@ class Replica:
         if not 0 <= target <= self.high_watermark:
             raise OffsetOutOfRange(f"cannot delete before offset {target}: {self.name} ends at {self.high_watermark}")
         if target > self.log.start_offset:
-            self.log.delete_before(target)
-            if isinstance(self.role, Leading):
-                self.role.records_deleted()
+            self.move_start(target)
         return m.OffsetReply(offset=self.log.start_offset, leader_epoch=self.spec.leader_epoch)
+
+    def move_start(self, offset: int, *, active_too: bool = False) -> None:
+        """*writer* Deletes what lies below the offset; the followers hear of it."""
+        self.log.delete_before(offset, active_too=active_too)
+        if isinstance(self.role, Leading):
+            self.role.records_deleted()
 
     def status(self) -> m.ReplicaStatus:
         return m.ReplicaStatus(

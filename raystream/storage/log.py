@@ -18,7 +18,6 @@ from raystream.batch import LeaderFields
 from raystream.clock import Clock
 from raystream.config import TopicConfig
 from raystream.errors import DiskFull, InvalidArgument, InvalidRecord, OffsetOutOfRange, StorageError
-from raystream.messages import Span
 from raystream.storage import reading
 from raystream.storage.appending import (
     AppendResult,
@@ -34,16 +33,16 @@ from raystream.storage.checkpointing import Checkpointer, Marks
 from raystream.storage.epochs import Epochs
 from raystream.storage.files import AppendHandle, Files, LockHandle
 from raystream.storage.producer_state import ProducerState
+from raystream.storage.readable import ReadableLog
 from raystream.storage.recovery import Recovered, Recovery
 from raystream.storage.room import MIN_FREE_BYTES, Room
 from raystream.storage.segment import Identity, Segment
-from raystream.storage.stored import Stored, read_span
 
 LOCK_NAME: Final = "lock"
 
 
-class Log:
-    """Use `Log.open`. Methods are for the one writer thread, but for those under "Reading"."""
+class Log(ReadableLog):
+    """Use `Log.open`. Methods are for the one writer thread, but for those of `ReadableLog`."""
 
     def __init__(
         self,
@@ -287,94 +286,32 @@ class Log:
         if self._failure is not None:
             raise StorageError(f"the log in {self._directory} takes no more writes: {self._failure}")
 
-    # Reading: on any thread -----------------------------------------------------------------------------------------
-
-    @property
-    def size_bytes(self) -> int:
-        """What the segments take on the disk, without indexes."""
-        return sum(segment.tail.size for segment in self._segments)
-
-    @property
-    def segment_count(self) -> int:
-        return len(self._segments)
-
-    @property
-    def segments(self) -> tuple[Segment, ...]:
-        return self._segments
-
-    def read(self, offset: int, *, max_bytes: int, end_offset: int) -> tuple[Span, ...]:
-        """Where whole batches stand, from the one that contains `offset` on: one span per segment, those that begin
-        below `end_offset`, `max_bytes` at most but one batch at least; () at the end.
-
-        Checks header CRCs of what it looks at, at the edges of the range; the reader of the bytes checks the others.
-        Raises OffsetOutOfRange and CorruptLog.
-        """
-        end_offset = min(end_offset, self.end_offset)
-
-        def look_up() -> tuple[Span, ...]:
-            segments = self._segments  # before the check: a deletion moves the start first
-            self._check_range(offset)
-            if offset >= end_offset:
-                return ()
-            return reading.spans(segments, offset, max_bytes=max_bytes, end_offset=end_offset)
-
-        return reading.while_there(look_up)
-
-    def read_bytes(self, span: Span) -> bytes:
-        """The bytes of a span. Raises OffsetOutOfRange where they were deleted meanwhile."""
-        return read_span(self._files, span)
-
-    def stored(self, spans: tuple[Span, ...]) -> Stored:
-        """The bytes of spans, for whoever passes them on."""
-        return Stored(self._files, spans)
-
-    def bounds_of(self, span: Span) -> tuple[int, int]:
-        """The first offset of a span's batches, and the one that follows them. They must be there still."""
-        segment = next(s for s in self._segments if s.path == span.path)
-        tail, end = segment.tail, span.position + span.length
-        after = tail.end_offset if end == tail.size else segment.header_at(end).base_offset
-        return segment.header_at(span.position).base_offset, after
-
-    def offset_for_timestamp(self, timestamp_ms: int, *, end_offset: int) -> tuple[int, int] | None:
-        """The first record below `end_offset` whose timestamp is `timestamp_ms` or later, as (offset, timestamp)."""
-        return reading.while_there(
-            lambda: reading.offset_for_timestamp(
-                self._segments,
-                timestamp_ms,
-                start_offset=self.start_offset,
-                end_offset=min(end_offset, self.end_offset),
-                schemas=self.heads.schemas,
-                time_column=self._time_column,
-            ),
-        )
-
-    def _check_range(self, offset: int) -> None:
-        start, end = self.start_offset, self.end_offset
-        if not start <= offset <= end:
-            raise OffsetOutOfRange(
-                f"offset {offset} lies outside {start} to {end}", offset=offset, log_start_offset=start, end_offset=end
-            )
-
     # Changing -------------------------------------------------------------------------------------------------------
 
-    def delete_before(self, offset: int) -> None:
+    def delete_before(self, offset: int, *, active_too: bool = False) -> None:
         """Moves the start offset up and removes the segments that lie below it. Durable when it returns.
 
-        Raises OffsetOutOfRange past the end. A crash half-way leaves files that the next opening removes.
+        The segment that is appended to stays, unless `active_too`: the next append begins another one then. Raises
+        OffsetOutOfRange past the end. A crash half-way leaves files that the next opening removes.
         """
         if offset > self.end_offset:
             raise OffsetOutOfRange(f"cannot delete before offset {offset}: the log ends at {self.end_offset}")
-        if offset <= self.start_offset:
+        everything = active_too and offset == self.end_offset and bool(self._segments)
+        if offset < self.start_offset or (offset == self.start_offset and not everything):
             return
         before, self.start_offset = self.start_offset, offset
         self.epochs.drop_before(offset)
-        gone = [s for s in self._segments[:-1] if s.tail.end_offset <= offset]
+        of = self._segments if everything else self._segments[:-1]
+        gone = [s for s in of if s.tail.end_offset <= offset]
         try:
-            self._checkpoint_making_room(gone)
+            self._checkpoint_making_room(gone, kept=self._segments[len(gone) :])
         except DiskFull:
             self.start_offset = before
             raise
         self._segments = self._segments[len(gone) :]
+        if everything and self._handle is not None:
+            self._handle.close()
+            self._handle = None
         for segment in gone:
             self._files.unlink(segment.path)
             self._files.unlink(segment.index_path)
@@ -438,14 +375,14 @@ class Log:
             self._handle.truncate(kept[-1].tail.size)
             self._handle.sync()
 
-    def _checkpoint_making_room(self, gone: list[Segment]) -> None:
+    def _checkpoint_making_room(self, gone: list[Segment], kept: tuple[Segment, ...]) -> None:
         """Deleting must work on a disk without a byte of room: index files of what goes can go first."""
         try:
-            self.checkpoint()
+            self._checkpoint(kept)
         except DiskFull:
             for segment in gone:
                 self._files.unlink(segment.index_path)
-            self.checkpoint()
+            self._checkpoint(kept)
 
     def replace(self, segment: Segment, data: bytes) -> None:
         """Gives a segment another file of the same length, durably: `repair.replace` says when, and on which thread."""
@@ -475,10 +412,12 @@ class Log:
 
     def checkpoint(self, *, clean: bool = False) -> None:
         """Syncs, and writes down that everything up to here need not be read on opening. Raises StorageError."""
+        self._checkpoint(self._segments, clean=clean)
+
+    def _checkpoint(self, segments: tuple[Segment, ...], *, clean: bool = False) -> None:
         end = self.flush()
-        self._checkpoints.write(
-            self._segments, self.producers, self.epochs, self._marks()._replace(end_offset=end), clean=clean
-        )
+        marks = self._marks()._replace(end_offset=end)
+        self._checkpoints.write(segments, self.producers, self.epochs, marks, clean=clean)
 
     def _marks(self) -> Marks:
         return Marks(self.start_offset, self.high_watermark, self.end_offset)

@@ -19,7 +19,7 @@ from raystream.storage.epochs import Epochs
 from raystream.storage.files import TEMPORARY_SUFFIX, Files
 from raystream.storage.index import Index
 from raystream.storage.producer_state import ProducerState
-from raystream.storage.segment import INDEX_SUFFIX, LOG_SUFFIX, Identity, Segment, Tail, after, segment_name
+from raystream.storage.segment import INDEX_SUFFIX, LOG_SUFFIX, Identity, Segment, Tail, after, segment_name, tail_of
 
 SNAPSHOT_SUFFIX: Final = ".producers"
 _SCAN_BYTES: Final = 4 << 20
@@ -68,6 +68,7 @@ class Recovery:
             self._check_against(checkpoint, bases)
             self._high_watermark = checkpoint.high_watermark
             self._epochs = Epochs(checkpoint.epochs)
+            bases = self._without_deleted(checkpoint, bases)
         snapshot_offset = self._load_snapshot(checkpoint)
         segments = self._open_segments(checkpoint, bases)
         end_offset = segments[-1].tail.end_offset if segments else self._end_without_segments(checkpoint, bases)
@@ -114,6 +115,16 @@ class Recovery:
     def _check_against(self, checkpoint: Checkpoint, bases: list[int]) -> None:
         if checkpoint.segment >= 0 and (checkpoint.segment not in bases or bases[0] > checkpoint.start_offset):
             raise self._missing(checkpoint, "a segment file is missing")
+
+    def _without_deleted(self, checkpoint: Checkpoint, bases: list[int]) -> list[int]:
+        """A checkpoint of a log without segments: those that begin below its end were about to be removed, and another
+        is begun only once they are."""
+        if checkpoint.segment >= 0 or not bases or bases[0] >= checkpoint.offset:
+            return bases
+        for base in bases:
+            self._files.unlink(f"{self._directory}/{segment_name(base)}{LOG_SUFFIX}")
+        self._changed = True
+        return []
 
     def _missing(self, checkpoint: Checkpoint, what: str) -> CorruptLog:
         path = f"{self._directory}/{segment_name(max(checkpoint.segment, 0))}{LOG_SUFFIX}"
@@ -240,7 +251,7 @@ class Recovery:
             return Index(), Tail(segment.base_offset, 0)
         index, coverage = loaded
         index.cut(point.position)
-        return index, Tail(point.offset, point.position, coverage.max_timestamp_ms, coverage.first_append_ms)
+        return index, tail_of(coverage)._replace(end_offset=point.offset, size=point.position)
 
     def _note(self, header: b.BatchHeader) -> None:
         self._high_watermark = max(self._high_watermark, header.high_watermark)

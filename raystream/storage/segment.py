@@ -30,12 +30,14 @@ class Identity(NamedTuple):
 
 
 class Tail(NamedTuple):
-    """Where a segment ends. `first_append_ms` is the append time of its first batch (0: it has none)."""
+    """Where a segment ends. `first_append_ms` is the append time of its first batch (0: it has none), `last_append_ms`
+    the greatest of its batches."""
 
     end_offset: int
     size: int
     max_timestamp_ms: int = NO_TIMESTAMP
     first_append_ms: int = 0
+    last_append_ms: int = 0
 
 
 class Placed(NamedTuple):
@@ -120,17 +122,18 @@ class Segment:
         """
         index = self.index
         recent = self._recent
-        end_offset, _, newest, first_append_ms = self._tail
+        end_offset, _, newest, first_append_ms, last_append_ms = self._tail
         for position, base_offset, append_time_ms, header in placed:
             index.offer(base_offset, position, newest)
             recent.append((base_offset, position))
             newest = max(newest, append_time_ms if header.attributes & b.ATTR_APPEND_TIME else header.max_timestamp_ms)
             end_offset = base_offset + header.last_offset_delta + 1
             first_append_ms = first_append_ms or append_time_ms
+            last_append_ms = max(last_append_ms, append_time_ms)
         if len(recent) > 2 * _RECENT_BATCHES:
             self._recent = recent[-_RECENT_BATCHES:]  # a new list: somebody may be looking into the old one
         self.index_saved = False
-        self._tail = Tail(end_offset, size, newest, first_append_ms)
+        self._tail = Tail(end_offset, size, newest, first_append_ms, last_append_ms)
 
     def seal(self) -> None:
         """Forgets what only an active segment needs."""
@@ -144,7 +147,13 @@ class Segment:
         if self.index_saved or index is None:
             return
         coverage = Coverage(
-            self._schema_id, self.base_offset, tail.end_offset, tail.size, tail.max_timestamp_ms, tail.first_append_ms
+            self._schema_id,
+            self.base_offset,
+            tail.end_offset,
+            tail.size,
+            tail.max_timestamp_ms,
+            tail.first_append_ms,
+            tail.last_append_ms,
         )
         self.files.write_atomically(self.index_path, index.to_bytes(coverage), durable=durable)
         self.index_saved = True
@@ -292,19 +301,21 @@ class Segment:
         return index
 
     def load_index_file(self) -> tuple[Index, Coverage] | None:
-        """What the index file says, or None where it is missing, damaged, another segment's or a later version's."""
+        """What the index file says, or None where it is missing, damaged, another segment's, a later version's, or of
+        an early one that did not state the last append time."""
         try:
             index, coverage = read_index(self.files.read(self.index_path))
         except (FileNotFoundError, CorruptBatch, NewerFormat):
             return None
-        return (index, coverage) if coverage.base_offset == self.base_offset and coverage.schema_id else None
+        whole = coverage.base_offset == self.base_offset and coverage.schema_id and coverage.last_append_ms
+        return (index, coverage) if whole else None
 
     def _adopt(self, coverage: Coverage) -> None:
         self._schema_id = coverage.schema_id
-        self._tail = Tail(coverage.end_offset, coverage.log_bytes, coverage.max_timestamp_ms, coverage.first_append_ms)
+        self._tail = tail_of(coverage)
 
     def _rebuild_index(self) -> Index:
-        end_offset, size, _, _ = self._tail
+        end_offset, size = self._tail[:2]
         data = self.files.map(self.path)
         if len(data) != size:
             raise self.corrupt(min(len(data), size), end_offset, f"{len(data)} bytes are there instead of {size}")
@@ -336,6 +347,18 @@ def after(tail: Tail, header: b.BatchHeader, size: int) -> Tail:
         size,
         max(tail.max_timestamp_ms, timestamp_of(header)),
         tail.first_append_ms or header.append_time_ms,
+        max(tail.last_append_ms, header.append_time_ms),
+    )
+
+
+def tail_of(coverage: Coverage) -> Tail:
+    """The tail of the part of a segment that an index file covers."""
+    return Tail(
+        coverage.end_offset,
+        coverage.log_bytes,
+        coverage.max_timestamp_ms,
+        coverage.first_append_ms,
+        coverage.last_append_ms,
     )
 
 
