@@ -48,6 +48,26 @@ class TopicConfig:
     None: never. Shorter than `segment_ms`, it also ends the segment that is being written."""
     retention_bytes: int | None = setting(None, 1, 2**60)
     """A partition's oldest segments are deleted as long as so much is left without them. None: never."""
+    cleanup_policy: Literal["delete", "compact", "compact,delete"] = setting(
+        "delete", choices=("delete", "compact", "compact,delete")
+    )
+    """"compact" keeps at least the last record of every key, and no retention applies; "compact,delete": both do."""
+    min_cleanable_dirty_ratio: float = setting(0.5, 0, 1)
+    """Compaction begins once so much of a log, by bytes, was not compacted yet."""
+    min_compaction_lag_ms: int = setting(0, 0, 10 * 365 * DAY_MS)
+    """Records appended so recently are not compacted."""
+    max_compaction_lag_ms: int | None = setting(None, 1, 10 * 365 * DAY_MS)
+    """A record that was appended so long ago is compacted whatever the dirty ratio. None: no bound."""
+    delete_retention_ms: int = setting(DAY_MS, 0, 10 * 365 * DAY_MS)
+    """A tombstone (a key without a value) is kept so long after it was first compacted."""
+
+    @property
+    def compacts(self) -> bool:
+        return self.cleanup_policy != "delete"
+
+    @property
+    def deletes(self) -> bool:
+        return self.cleanup_policy != "compact"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,8 @@ class Retention:
             return
         self._due_ms = now_ms + CHECK_MS
         config = replica.config
-        if (config.retention_ms is None and config.retention_bytes is None) or is_internal(replica.spec.topic):
+        limited = config.retention_ms is not None or config.retention_bytes is not None
+        if not limited or not config.deletes or is_internal(replica.spec.topic):
             return
         try:
             offset = self._first_kept()

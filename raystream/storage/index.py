@@ -22,8 +22,8 @@ NO_TIMESTAMP: Final = -(2**63)
 _MAGIC: Final = b"RSINDEX"
 _VERSION: Final = 1
 # magic, version, schema id, entry count, base offset, end offset, log bytes, max timestamp, first and last append time,
-# reserved
-_HEAD: Final = struct.Struct(">7sBIIqqqqqq16x")
+# whether the batches' offsets are explicit, reserved
+_HEAD: Final = struct.Struct(">7sBIIqqqqqqI12x")
 _ENTRY: Final = struct.Struct(">qqq")
 _CRC: Final = struct.Struct(">I")
 HEADER_BYTES: Final = _HEAD.size + _CRC.size
@@ -41,6 +41,8 @@ class Coverage:
     max_timestamp_ms: int
     first_append_ms: int
     last_append_ms: int
+    explicit: bool = False
+    """Whether its batches carry their offsets in a column."""
 
 
 class Index:
@@ -115,6 +117,7 @@ class Index:
             coverage.max_timestamp_ms,
             coverage.first_append_ms,
             coverage.last_append_ms,
+            coverage.explicit,
         )
         entries = self.entries
         return head + _CRC.pack(crc32c(entries, crc32c(head))) + entries
@@ -124,7 +127,7 @@ def read_index(data: bytes) -> tuple[Index, Coverage]:
     """An index file's content. Raises CorruptBatch where it is damaged, NewerFormat where it is of a later version."""
     if len(data) < HEADER_BYTES:
         raise CorruptBatch("the index file is cut off")
-    magic, version, schema_id, count, *stated = _HEAD.unpack_from(data)
+    magic, version, schema_id, count, base, end, size, newest, first, last, explicit = _HEAD.unpack_from(data)
     if magic != _MAGIC:
         raise CorruptBatch("the index file does not begin as one")
     entries = data[HEADER_BYTES:]
@@ -134,4 +137,4 @@ def read_index(data: bytes) -> tuple[Index, Coverage]:
         raise NewerFormat(f"the index has format version {version}; this raystream reads up to {_VERSION}")
     if len(entries) != count * ENTRY_BYTES:
         raise CorruptBatch("the index file has another size than it states")
-    return Index(entries), Coverage(schema_id, *stated)
+    return Index(entries), Coverage(schema_id, base, end, size, newest, first, last, bool(explicit))

@@ -64,6 +64,8 @@ class Log(ReadableLog):
         self.end_offset = recovered.end_offset
         self.flushed_end_offset = recovered.end_offset
         self.high_watermark = recovered.high_watermark
+        self.cleaned_to = recovered.cleaned_to
+        self.compacted = recovered.compacted
         self._files = files
         self._directory = directory
         self._lock = lock
@@ -169,6 +171,7 @@ class Log(ReadableLog):
                 )
             expected, epoch = header.next_offset, header.leader_epoch
         self._room.take(sum(header.message_bytes for _, header in batches))
+        self.compacted = self.compacted or any(header.is_explicit for _, header in batches)
         self._append(batches, as_follower(batches), None)
         return self.end_offset
 
@@ -209,7 +212,9 @@ class Log(ReadableLog):
         return new if runs and runs[0].opens else [*self._segments[-1:], *new][: len(runs)]
 
     def _open_segment(self, run: Run, opened: list[tuple[Segment, AppendHandle]]) -> AppendHandle:
-        segment = Segment.new(self._files, self._directory, run.base_offset, self._identity, run.schema_id)
+        segment = Segment.new(
+            self._files, self._directory, run.base_offset, self._identity, run.schema_id, explicit=run.explicit
+        )
         handle = self._files.open_append(segment.path)
         opened.append((segment, handle))
         self._directory_dirty = True
@@ -351,6 +356,7 @@ class Log(ReadableLog):
         with self._last_write():
             self._shorten((), self._segments, self.start_offset)
             self.start_offset = self.end_offset = self.flushed_end_offset = self.high_watermark = offset
+            self.cleaned_to = offset
             self.checkpoint()
 
     def _shorten(self, kept: tuple[Segment, ...], gone: tuple[Segment, ...], end: int) -> None:
@@ -360,7 +366,9 @@ class Log(ReadableLog):
             self._handle.close()
         self._handle = self._files.open_append(kept[-1].path) if kept else None
         recovery = Recovery(self._files, self._directory, self._identity, self._clock)
+        remembered = self.producers.up_to(end)  # which batches that were compacted do not tell
         self.producers = recovery.producers_at(kept, end)
+        self.producers.update(remembered)
         self.epochs.cut(end)
         self._segments, self.end_offset = kept, end
         self.flushed_end_offset = min(self.flushed_end_offset, end)
@@ -396,6 +404,41 @@ class Log(ReadableLog):
         if segment not in self._segments:
             self._files.unlink(segment.path)  # deleted meanwhile
 
+    def swap(self, old: Sequence[Segment], temporary: str, new: Segment) -> bool:
+        """Puts a segment that compaction has written and synced as `temporary` in the place of those it was made of.
+        False where they are not the log's any more; the file is gone then. Durable when it returns.
+
+        A crash half-way leaves files that overlap; the next opening takes those of the higher generation.
+        """
+        self._refuse_if_failed()
+        place = next((at for at, segment in enumerate(self._segments) if segment is old[0]), -1)
+        if place < 0 or self._segments[place : place + len(old)] != tuple(old) or old[-1] is self._segments[-1]:
+            self._files.unlink(temporary)
+            return False
+        new.save_index(durable=True)  # it says where the segment ends, for an opening that finds both
+        with self._last_write():
+            self._files.rename(temporary, new.path)
+        self.compacted = True
+        self._segments = (*self._segments[:place], new, *self._segments[place + len(old) :])
+        for segment in old:
+            self._files.unlink(segment.path)
+            self._files.unlink(segment.index_path)
+        self._files.sync_dir(self._directory)
+        return True
+
+    def cleaned(self, offset: int) -> None:
+        """Compaction has gone up to `offset`."""
+        self.cleaned_to = max(self.cleaned_to, min(offset, self.end_offset))
+
+    @property
+    def directory(self) -> str:
+        return self._directory
+
+    @property
+    def snapshot_offset(self) -> int:
+        """Up to where producers are remembered without the log: past it, their batches must stay as they are."""
+        return self._checkpoints.covered
+
     def add_schema(self, schema: pa.Schema) -> None:
         """The topic's next schema; its id is one more than the last."""
         self.heads.schemas.append(schema)
@@ -420,7 +463,7 @@ class Log(ReadableLog):
         self._checkpoints.write(segments, self.producers, self.epochs, marks, clean=clean)
 
     def _marks(self) -> Marks:
-        return Marks(self.start_offset, self.high_watermark, self.end_offset)
+        return Marks(self.start_offset, self.high_watermark, self.end_offset, self.cleaned_to, self.compacted)
 
     def close(self) -> None:
         """Flushes, states in the checkpoint that the log was closed in order, and gives the lock back."""

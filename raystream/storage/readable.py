@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from raystream.errors import OffsetOutOfRange
 from raystream.messages import Span
-from raystream.storage import reading
+from raystream.storage import reading, rewriting
 from raystream.storage.appending import SchemaHeads
 from raystream.storage.files import Files
 from raystream.storage.segment import Segment
@@ -60,9 +62,32 @@ class ReadableLog:
         """The bytes of spans, for whoever passes them on."""
         return Stored(self._files, spans)
 
+    @property
+    def time_column(self) -> str | None:
+        """The column that holds records' timestamps."""
+        return self._time_column
+
+    def from_inside(self, offset: int, spans: tuple[Span, ...]) -> tuple[bytes, int] | None:
+        """Where the first of the batches in `spans` begins below `offset`: what it holds from there on, as a batch of
+        its own, and the offset that follows it. A follower's log may end inside of what its leader has compacted since.
+        None: it does not. Raises OffsetOutOfRange where it was deleted meanwhile, and CorruptBatch.
+        """
+        segment = next((s for s in self._segments if s.path == spans[0].path), None)
+        if segment is None:
+            raise OffsetOutOfRange(f"{spans[0].path} was deleted: fetch again")
+        header = segment.header_at(spans[0].position)
+        if header.base_offset >= offset or not header.is_explicit:
+            return None
+        message = read_span(self._files, replace(spans[0], length=header.message_bytes))
+        schema = self.heads.schemas[header.schema_id - 1]
+        return rewriting.from_offset(memoryview(message), header, schema, offset), header.next_offset
+
     def bounds_of(self, span: Span) -> tuple[int, int]:
-        """The first offset of a span's batches, and the one that follows them. They must be there still."""
-        segment = next(s for s in self._segments if s.path == span.path)
+        """The first offset of a span's batches, and the one that follows them. Raises
+        OffsetOutOfRange where they were deleted meanwhile."""
+        segment = next((s for s in self._segments if s.path == span.path), None)
+        if segment is None:
+            raise OffsetOutOfRange(f"{span.path} was deleted: fetch again")
         tail, end = segment.tail, span.position + span.length
         after = tail.end_offset if end == tail.size else segment.header_at(end).base_offset
         return segment.header_at(span.position).base_offset, after
