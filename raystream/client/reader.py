@@ -6,6 +6,7 @@ import asyncio
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import copy
 from html import escape
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,6 +17,7 @@ from raystream.client.bounded import Range, counted, decode_runs, fetch_range
 from raystream.client.columns import METADATA_FIELDS, Shape, check_columns, read_schema, stored_table
 from raystream.client.dataframes import polars, to_pandas, to_polars
 from raystream.client.fetched import Fetched
+from raystream.client.latest import Columns, Latest, columns_of, latest_rows
 from raystream.client.loop import BackgroundLoop
 from raystream.client.positions import Place, compacted, parse, partitions_of, resolve
 from raystream.client.records import runs as record_runs
@@ -233,6 +235,28 @@ class View:
             if rows.num_rows >= n or sum(map(len, ranges)) == sum(map(len, self._ranges)):
                 return rows.slice(0, n) if first else rows.slice(max(rows.num_rows - n, 0))
             wanted *= 4
+
+    # The latest per key ---------------------------------------------------------------------------------------------
+
+    def latest(self) -> Latest:
+        """Of every key the last record between the view's bounds. Raises InvalidArgument where the topic is typed and
+        has no key column."""
+        return Latest(self)
+
+    def latest_columns(self) -> Columns:
+        """For `Latest`."""
+        shape = self._shape
+        return columns_of(self._stored.names, topic=self.topic, typed=shape.typed, key=shape.key, time=shape.time)
+
+    def latest_table(self, *, metadata: bool) -> pa.Table:
+        """For `Latest`: its table."""
+        whole = copy(self)
+        whole._filter, whole._columns, whole._order = None, None, "partition"
+        parts = (whole._filtered([wanted], metadata=True) for wanted in self._ranges)
+        rows = latest_rows(parts, self.latest_columns())
+        if rows is None:
+            rows = stored_table([], self._shape, self._stored, 0, metadata=self._shape.typed)
+        return self._finished(rows if self._filter is None else _apply(self._filter, rows), metadata=metadata)
 
     # Reading --------------------------------------------------------------------------------------------------------
 

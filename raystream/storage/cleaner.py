@@ -27,6 +27,7 @@ from raystream.storage.log import Log
 from raystream.storage.rewriting import Kind, Rewriter, Stretch, explicit_rows, kind_of, offsets_of
 from raystream.storage.room import MIN_FREE_BYTES
 from raystream.storage.segment import Segment
+from raystream.tombstones import tombstones, value_columns
 
 WINDOW_BYTES: Final = 32 << 20
 MAP_BYTES: Final = 128 << 20
@@ -248,18 +249,13 @@ class Cleaner:
         return _Surveyed(segment, keep, size * kept // max(len(keep), 1), fresh or kept < len(keep))
 
     def _tombstones(self, batches: Sequence[_Batch]) -> Any:
-        """Which rows only say that their key is gone: the value is null, on a typed topic every column but those of key
-        and time. None: none."""
+        """A mask of the rows that only say that their key is gone; None: none."""
         settings = self._settings
-        names = batches[0].rows.rows.schema.names
-        own = ["value"] if settings.raw else [n for n in names if n not in (settings.key_column, settings.time_column)]
-        if not own or any(all(batch.rows.rows.column(n).null_count == 0 for batch in batches) for n in own):
-            return None
         table = pa.Table.from_batches([batch.rows.rows for batch in batches])
-        dead = pc.is_valid(table.column(settings.key_column))
-        for name in own:
-            dead = pc.and_(dead, pc.is_null(table.column(name)))
-        return dead.to_numpy()
+        key, time = settings.key_column, settings.time_column
+        values = value_columns(table.column_names, typed=not settings.raw, key=key, time=time)
+        dead = tombstones(table, key=key, values=values)
+        return None if dead is None else dead.to_numpy()
 
     def _fits(self, group: Sequence[_Surveyed], surveyed: _Surveyed) -> bool:
         kept_bytes = sum(each.kept_bytes for each in group) + surveyed.kept_bytes
@@ -301,10 +297,16 @@ class Cleaner:
                 handle.close()
             new.extend(rewriter.placed, rewriter.size)
             new.seal()
-            self._done.swaps += bool(self._on_writer(lambda: log.swap(old, temporary, new)))
+            swapped = self._on_writer(lambda: log.swap(old, temporary, new))
         except BaseException:
             files.unlink(temporary)
             raise
+        if swapped:
+            self._done.swaps += 1
+            for segment in old:
+                files.unlink(segment.path)
+                files.unlink(segment.index_path)
+            files.sync_dir(log.directory)
 
     def _write(self, surveyed: _Surveyed, rewriter: Rewriter) -> None:
         place = 0

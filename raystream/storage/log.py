@@ -406,9 +406,9 @@ class Log(ReadableLog):
 
     def swap(self, old: Sequence[Segment], temporary: str, new: Segment) -> bool:
         """Puts a segment that compaction has written and synced as `temporary` in the place of those it was made of.
-        False where they are not the log's any more; the file is gone then. Durable when it returns.
-
-        A crash half-way leaves files that overlap; the next opening takes those of the higher generation.
+        False where they are not the log's any more; the file is gone then. Durable when it returns. The old files are
+        the caller's to remove, beside the writer: it may take long. Until then files overlap; an opening takes those of
+        the higher generation.
         """
         self._refuse_if_failed()
         place = next((at for at, segment in enumerate(self._segments) if segment is old[0]), -1)
@@ -420,10 +420,6 @@ class Log(ReadableLog):
             self._files.rename(temporary, new.path)
         self.compacted = True
         self._segments = (*self._segments[:place], new, *self._segments[place + len(old) :])
-        for segment in old:
-            self._files.unlink(segment.path)
-            self._files.unlink(segment.index_path)
-        self._files.sync_dir(self._directory)
         return True
 
     def cleaned(self, offset: int) -> None:
