@@ -27,6 +27,7 @@ from raystream.actors.replica import Replica
 from raystream.actors.writer import Ticket, Writer
 from raystream.clock import SystemClock
 from raystream.config import MIB
+from raystream.errors import RaystreamError
 from raystream.schema import RAW_SCHEMA
 from raystream.storage.files import DiskFiles
 
@@ -71,7 +72,7 @@ class Partition:
             else:
                 try:
                     ticket.answer(ticket.work())
-                except Exception as error:
+                except RaystreamError as error:
                     ticket.fail(error)
         self.replica.commit()
 

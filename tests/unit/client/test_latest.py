@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
@@ -21,9 +22,10 @@ def cluster() -> Iterator[FakeCluster]:
         yield cluster
 
 
-def add(
-    cluster: FakeCluster, rows: list[tuple[bytes | None, bytes | None]], partition: int = 0, at: int = 1_000
-) -> None:
+Pairs = list[tuple[bytes | None, bytes | None]]
+
+
+def add(cluster: FakeCluster, rows: Pairs, partition: int = 0, at: int = 1_000) -> None:
     keys, values = zip(*rows, strict=True)
     times = range(at, at + len(rows))
     cluster.append("t", raw_rows(values, keys=keys, timestamps=times), partition)
@@ -42,6 +44,7 @@ def test_the_last_record_of_each_key_in_the_views_order(cluster: FakeCluster) ->
     assert latest.to_arrow().schema == latest.schema
     assert latest.count() == 3 and latest.offsets() == {0: 6, 1: 1}
     assert latest.head(1)["value"].tolist() == [b"1"] and latest.tail(1)["value"].tolist() == [b"9"]
+    assert isinstance(latest.to_polars(), pl.DataFrame)
     assert latest.to_polars()["offset"].to_list() == [1, 4, 0]
     assert pa.table(latest).num_rows == len(latest.to_pandas()) == 3
     assert "latest per key" in repr(latest) and "<p>" in latest._repr_html_()
