@@ -26,7 +26,7 @@ BREATH_SHARE: Final = 0.25
 
 
 class _Stopped(RaystreamError):
-    """The actor ends."""
+    """The actor ends, or has closed the replica."""
 
 
 class Compactor:
@@ -102,11 +102,13 @@ class Compactor:
             delete_retention_ms=config.delete_retention_ms,
         )
         self._worked_ms = self._clock.monotonic_ms()
-        cleaner = Cleaner(log, settings, self._on_writer, now_ms=self._clock.now_ms(), breathe=self._breathe)
+        cleaner = Cleaner(
+            log, settings, self._on_writer, now_ms=self._clock.now_ms(), breathe=lambda: self._breathe(replica)
+        )
         return cleaner.run(up_to)
 
-    def _breathe(self) -> None:
+    def _breathe(self, replica: Replica) -> None:
         took_ms = self._clock.monotonic_ms() - self._worked_ms
-        if self._stopping.wait(took_ms * BREATH_SHARE / 1000):
-            raise _Stopped("the actor stops")
+        if self._stopping.wait(took_ms * BREATH_SHARE / 1000) or replica not in self._replicas():
+            raise _Stopped("the replica is served from here no more")
         self._worked_ms = self._clock.monotonic_ms()

@@ -168,3 +168,15 @@ def test_bytes_are_looked_for_again_where_compaction_took_their_file(monkeypatch
     assert reply.chunks and replica.log.compacted
     with pytest.raises(OffsetOutOfRange):
         replica.fetch(m.FetchRequest(topic_id=TOPIC_ID, partition=0, offset=99), 0)
+
+
+def test_a_replica_that_is_closed_meanwhile_is_left_alone() -> None:
+    world = Compacted()
+    world.fill()
+    served = [[world.replicas[0]], []]
+    names = world.files[0].listdir("data/p")
+    compactor = Compactor(lambda: served.pop(0) if served else [], world.clock, lambda work: work())
+    assert compactor.round() == []
+    assert [name for name in world.files[0].listdir("data/p") if name.endswith(".log")] == [
+        name for name in names if name.endswith(".log")
+    ]
