@@ -45,10 +45,12 @@ if TYPE_CHECKING:
     from raystream.client.delivered import Batch
     from raystream.client.producer import Producer as SyncProducer
     from raystream.client.reader import View as SyncView
+    from raystream.client.table import Change
+    from raystream.client.table import Table as SyncTable
     from raystream.cluster import Cluster as SyncCluster
     from raystream.jobs import ConsumerJob as SyncConsumerJob
 
-__all__ = ["Cluster", "Consumer", "ConsumerJob", "Producer", "View", "connect"]
+__all__ = ["Cluster", "Consumer", "ConsumerJob", "Producer", "Table", "View", "connect"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -230,6 +232,10 @@ class Cluster:
     ) -> View:
         """As `read` of raystream.Cluster."""
         return View(await _in_thread(self.sync.read, topic, start, end, columns, filter, **options))
+
+    async def table(self, topic: str, **options: Any) -> Table:
+        """As `table` of raystream.Cluster."""
+        return Table(await _in_thread(self.sync.table, topic, **options))
 
     async def run_consumers(self, topics: str | Sequence[str], group: str, **options: Any) -> ConsumerJob:
         """As `run_consumers` of raystream.Cluster."""
@@ -413,6 +419,10 @@ class View:
         """As `to_polars` of the view."""
         return await _in_thread(self.sync.to_polars, metadata)
 
+    async def latest(self) -> pa.Table:
+        """The table that `latest()` of the view gives: of every key the last row."""
+        return await _in_thread(lambda: self.sync.latest().to_arrow())
+
     async def count(self) -> int:
         """As `count` of the view."""
         return await _in_thread(self.sync.count)
@@ -424,6 +434,35 @@ class View:
     async def tail(self, n: int = 10) -> pd.DataFrame:
         """As `tail` of the view."""
         return await _in_thread(self.sync.tail, n)
+
+
+class Table:
+    """`raystream`'s table with coroutines. What is there is looked up at once: `table.sync` is the mapping."""
+
+    def __init__(self, table: SyncTable) -> None:
+        self.sync = table
+
+    async def wait_until_caught_up(self, timeout: float | None = 30.0) -> None:
+        """As `wait_until_caught_up` of the table."""
+        await _in_thread(self.sync.wait_until_caught_up, timeout)
+
+    async def watch(self) -> AsyncIterator[Change]:
+        """As `watch` of the table: `async for change in table.watch()`. The first step begins to watch."""
+        with self.sync.watch() as changes:
+            while not changes.ended:
+                change = await _in_thread(changes.get, 0.2)
+                if change is not None:
+                    yield change
+
+    async def close(self) -> None:
+        """As `close` of the table."""
+        await _in_thread(self.sync.close)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
 
 
 class ConsumerJob:

@@ -29,8 +29,9 @@ _PREFIX: Final = b"raystream/1 "
 _ANY_VERSION: Final = b"raystream/"
 
 # message_bytes, topic_id, partition, schema_id, producer_id, producer_epoch, base_sequence, last_offset_delta,
-# first_timestamp_ms, max_timestamp_ms, attributes, 32 reserved bytes; then the producer CRC on its own.
-_PRODUCER: Final = struct.Struct(">I16sIIqhiIqqH32x")
+# first_timestamp_ms, max_timestamp_ms, attributes, 24 reserved bytes, delete_horizon_ms; then the producer CRC on its
+# own.
+_PRODUCER: Final = struct.Struct(">I16sIIqhiIqqH24xq")
 # base_offset, leader_epoch, high_watermark, append_time_ms, 32 reserved bytes; then the header CRC on its own.
 _LEADER: Final = struct.Struct(">qiqq32x")
 _CRCS: Final = struct.Struct(">II")
@@ -74,6 +75,8 @@ class ProducerFields:
     first_timestamp_ms: int
     max_timestamp_ms: int
     attributes: int = 0
+    delete_horizon_ms: int = 0
+    """Until when compaction keeps the batch's tombstones; 0: it has none, or was not compacted yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +104,7 @@ class BatchHeader:
     first_timestamp_ms: int
     max_timestamp_ms: int
     attributes: int
+    delete_horizon_ms: int
     producer_crc: int
     base_offset: int
     leader_epoch: int
@@ -120,6 +124,11 @@ class BatchHeader:
     @property
     def is_control(self) -> bool:
         return bool(self.attributes & ATTR_CONTROL)
+
+    @property
+    def is_explicit(self) -> bool:
+        """Whether compaction wrote it: its rows' offsets stand in a column."""
+        return bool(self.attributes & ATTR_EXPLICIT_OFFSETS)
 
 
 def advance_sequence(sequence: int, count: int) -> int:
@@ -150,6 +159,7 @@ def encode(rows: pa.RecordBatch, fields: ProducerFields, *, compression: str | N
         fields.first_timestamp_ms,
         fields.max_timestamp_ms,
         fields.attributes,
+        fields.delete_horizon_ms,
     )
     message[zone_at + _PRODUCER_AT : zone_at + _PRODUCER_CRC_AT] = stated.hex().encode()
     crc = _producer_crc(message, zone_at)
@@ -283,9 +293,7 @@ def row_count(message: Bytes, header: BatchHeader) -> int:
     try:
         root = _U32.unpack_from(metadata, 0)[0]
         body_bytes = _I64.unpack_from(metadata, _table_field(metadata, root, 3))[0]
-        record_batch_at = _table_field(metadata, root, 2)
-        record_batch = record_batch_at + _U32.unpack_from(metadata, record_batch_at)[0]
-        rows_at = _table_field(metadata, record_batch, 0, absent=-1)
+        rows_at = _table_field(metadata, _record_batch(metadata), 0, absent=-1)
         rows = 0 if rows_at < 0 else _I64.unpack_from(metadata, rows_at)[0]
     except (struct.error, IndexError):
         raise CorruptBatch("the Arrow metadata of the batch is damaged") from None
@@ -294,6 +302,60 @@ def row_count(message: Bytes, header: BatchHeader) -> int:
     return int(rows)
 
 
+def null_count(message: Bytes, node: int) -> int:
+    """The nulls of the Arrow array with that place among all arrays of the batch, children after their parents, read
+    without decoding. Raises CorruptBatch."""
+    metadata = _metadata(message)
+    try:
+        nodes = _nodes(metadata)
+        if node >= _U32.unpack_from(metadata, nodes)[0]:
+            raise CorruptBatch(f"the batch has no array {node}")
+        return int(_I64.unpack_from(metadata, nodes + 4 + 16 * node + 8)[0])
+    except (struct.error, IndexError):
+        raise CorruptBatch("the Arrow metadata of the batch is damaged") from None
+
+
+def array_place(schema: pa.Schema, column: str) -> int:
+    """The place of a column's array among all arrays of a batch, for `null_count`."""
+    before = schema.names.index(column)
+    if before == 0:
+        return 0
+    leading = pa.RecordBatch.from_pylist([], schema=pa.schema([schema.field(at) for at in range(before)]))
+    metadata = _metadata(memoryview(leading.serialize()))
+    return int(_U32.unpack_from(metadata, _nodes(metadata))[0])
+
+
+def compression_of(message: Bytes) -> str | None:
+    """How the batch's columns are compressed, as `encode` takes it. Raises CorruptBatch."""
+    metadata = _metadata(message)
+    try:
+        at = _table_field(metadata, _record_batch(metadata), 3, absent=-1)
+        if at < 0:
+            return None
+        codec_at = _table_field(metadata, at + _U32.unpack_from(metadata, at)[0], 0, absent=-1)
+        return "zstd" if codec_at >= 0 and metadata[codec_at] == _ZSTD else "lz4"
+    except (struct.error, IndexError):
+        raise CorruptBatch("the Arrow metadata of the batch is damaged") from None
+
+
+def _metadata(message: Bytes) -> bytes:
+    view = memoryview(message)
+    return bytes(view[FRAME_PREFIX_BYTES : FRAME_PREFIX_BYTES + int.from_bytes(view[4:8], "little")])
+
+
+def _nodes(metadata: bytes) -> int:
+    """Where the vector that describes each array begins, with its length."""
+    at = _table_field(metadata, _record_batch(metadata), 1)
+    return at + int(_U32.unpack_from(metadata, at)[0])
+
+
+def _record_batch(metadata: bytes) -> int:
+    """Where the flatbuffer table of the record batch begins."""
+    at = _table_field(metadata, _U32.unpack_from(metadata, 0)[0], 2)
+    return at + int(_U32.unpack_from(metadata, at)[0])
+
+
+_ZSTD: Final = 1
 _U32: Final = struct.Struct("<I")
 _I32: Final = struct.Struct("<i")
 _U16: Final = struct.Struct("<H")

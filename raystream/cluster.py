@@ -21,6 +21,7 @@ from raystream.client.loop import BackgroundLoop
 from raystream.client.producer import Producer
 from raystream.client.reader import View
 from raystream.client.routing import Routing
+from raystream.client.table import Table
 from raystream.config import ConsumerConfig, ProducerConfig, build
 from raystream.errors import Closed, TopicNotFound
 from raystream.jobs import ConsumerJob
@@ -89,6 +90,7 @@ class Cluster:
         self._open_connection = open_connection
         self._opening = threading.Lock()
         self._producers: list[Producer] = []
+        self._tables: weakref.WeakSet[Table] = weakref.WeakSet()
         self._consumers: weakref.WeakSet[Consumer] = weakref.WeakSet()  # one that nobody holds leaves by itself
         self._closed = False
 
@@ -128,7 +130,7 @@ class Cluster:
             return
         self._closed = True
         errors = []
-        clients: list[Consumer | Producer] = [*self._consumers, *self._producers]
+        clients: list[Table | Consumer | Producer] = [*self._tables, *self._consumers, *self._producers]
         for client in clients:
             try:
                 client.close()
@@ -396,6 +398,30 @@ class Cluster:
     ) -> View:
         """A bounded read of a topic, whose bounds are fixed now. Nothing is read until the view is asked."""
         return View(self._routing, self._loop, topic, start=start, end=end, columns=columns, filter=filter, **options)
+
+    def table(
+        self,
+        topic: str,
+        *,
+        key_deserializer: Callable[[bytes], Any] | None = None,
+        value_deserializer: Callable[[bytes], Any] | None = None,
+        **settings: Any,
+    ) -> Table:
+        """A topic's latest value per key as a live mapping, read from the beginning in the background.
+
+        `settings` are those of `raystream.config.ConsumerConfig`. Raises TopicNotFound, and InvalidArgument for a typed
+        topic without a key column.
+        """
+        table = Table(
+            self._routing,
+            self._loop,
+            topic,
+            build(ConsumerConfig, settings),
+            key_deserializer=key_deserializer,
+            value_deserializer=value_deserializer,
+        )
+        self._tables.add(table)
+        return table
 
     def run_consumers(
         self,

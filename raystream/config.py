@@ -24,8 +24,9 @@ SCRUB_INTERVAL_MS: Final = DAY_MS
 
 
 def setting(default: Any, low: float | None = None, high: float | None = None, choices: tuple[Any, ...] = ()) -> Any:
-    """A dataclass field with the range or the choices it is checked against."""
-    return field(default=default, metadata={"low": low, "high": high, "choices": choices})
+    """A dataclass field with the range or the choices it is checked against. Where the default is None, None is allowed
+    too: the setting is off."""
+    return field(default=default, metadata={"low": low, "high": high, "choices": choices, "off": default is None})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,31 @@ class TopicConfig:
     timestamp_type: Literal["create", "append"] = setting("create", choices=("create", "append"))
     max_timestamp_ahead_ms: int = setting(3_600_000, 0, 10 * 365 * DAY_MS)
     """A record's timestamp may be this far in the future; one further ahead is refused."""
+    retention_ms: int | None = setting(None, 1, 100 * 365 * DAY_MS)
+    """Segments of which the last record was appended so long ago are deleted, whatever the records' own timestamps say.
+    None: never. Shorter than `segment_ms`, it also ends the segment that is being written."""
+    retention_bytes: int | None = setting(None, 1, 2**60)
+    """A partition's oldest segments are deleted as long as so much is left without them. None: never."""
+    cleanup_policy: Literal["delete", "compact", "compact,delete"] = setting(
+        "delete", choices=("delete", "compact", "compact,delete")
+    )
+    """"compact" keeps at least the last record of every key, and no retention applies; "compact,delete": both do."""
+    min_cleanable_dirty_ratio: float = setting(0.5, 0, 1)
+    """Compaction begins once so much of a log, by bytes, was not compacted yet."""
+    min_compaction_lag_ms: int = setting(0, 0, 10 * 365 * DAY_MS)
+    """Records appended so recently are not compacted."""
+    max_compaction_lag_ms: int | None = setting(None, 1, 10 * 365 * DAY_MS)
+    """A record that was appended so long ago is compacted whatever the dirty ratio. None: no bound."""
+    delete_retention_ms: int = setting(DAY_MS, 0, 10 * 365 * DAY_MS)
+    """A tombstone (a key without a value) is kept so long after it was first compacted."""
+
+    @property
+    def compacts(self) -> bool:
+        return self.cleanup_policy != "delete"
+
+    @property
+    def deletes(self) -> bool:
+        return self.cleanup_policy != "compact"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +130,8 @@ def changed(config: TopicConfig, values: Mapping[str, Any]) -> TopicConfig:
 
 def _check(name: str, value: Any, limits: Mapping[str, Any]) -> None:
     choices, low, high = limits["choices"], limits["low"], limits["high"]
+    if value is None and limits["off"]:
+        return
     if choices:
         if not any(value is choice or (type(value) is type(choice) and value == choice) for choice in choices):
             raise InvalidConfig(f"{name}={value!r} is none of {', '.join(map(repr, choices))}")

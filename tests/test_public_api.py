@@ -13,8 +13,10 @@ import raystream
 from raystream import aio
 from raystream.client.consumer import Consumer
 from raystream.client.delivered import Batch
+from raystream.client.latest import Latest
 from raystream.client.producer import Producer
 from raystream.client.reader import View
+from raystream.client.table import Table
 from raystream.cluster import Cluster
 from raystream.errors import RaystreamError
 from raystream.jobs import ConsumerJob
@@ -105,6 +107,16 @@ CALLS: list[tuple[Any, str, dict[str, Any]]] = [
     (View, "offsets", {}),
     (View, "head", {}),
     (View, "tail", {}),
+    (View, "latest", {}),
+    (Latest, "to_arrow", {"metadata": False}),
+    (Latest, "count", {}),
+    (Cluster, "table", {"topic": REQUIRED}),
+    (Table, "get", {}),
+    (Table, "items", {}),
+    (Table, "snapshot", {}),
+    (Table, "watch", {}),
+    (Table, "wait_until_caught_up", {"timeout": ANY}),
+    (Table, "close", {}),
 ]
 
 

@@ -104,7 +104,7 @@ class Following:
 
     def _take(self, ticket: Ticket[Replicated], request: Send) -> None:
         batches = ticket.work.batches
-        places = [BatchAt(header.base_offset, header.next_offset, header.leader_epoch) for _, header in batches]
+        places = [BatchAt(h.base_offset, h.next_offset, h.leader_epoch, h.is_explicit) for _, h in batches]
         skip = self.core.accept(request, places)
         if skip is None:
             if self.core.aligned and request.offset > self.core.end_offset and len(self._early) < MAX_EARLY:
@@ -149,7 +149,7 @@ class Following:
         """What the leader has deleted goes here too."""
         start = min(self._log_start_offset, self._replica.high_watermark)
         if start > self._log.start_offset:
-            self._log.delete_before(start)
+            self._log.delete_before(start, active_too=True)
 
     def next_deadline_ms(self) -> float | None:
         """When an early request has waited long enough, on the monotonic clock."""

@@ -351,6 +351,8 @@ class Leading:
                 return None
             stored = self._log.stored(spans)
             end = self._log.bounds_of(spans[-1])[1]
+            if self._log.compacted and (shortened := self._log.from_inside(request.offset, spans)) is not None:
+                return _Read(*shortened)
             return _Read(stored if len(stored) > IN_HAND_BYTES else stored.read(), end)
         except RaystreamError as error:
             self._replica.note(f"cannot read from offset {request.offset} on for a follower", error)

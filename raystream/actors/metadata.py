@@ -176,6 +176,7 @@ class Metadata:
                 config=topic.config,
                 schemas=topic.schema_bytes,
                 time_column=topic.time,
+                key_column=topic.key,
                 broker_id=broker_id,
                 broker_incarnation=broker.incarnation,
                 broker=broker.actor,

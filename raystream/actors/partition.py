@@ -18,6 +18,7 @@ import ray
 
 from raystream import messages as m
 from raystream.actors import logs
+from raystream.actors.compaction import Compactor
 from raystream.actors.endpoint import Endpoint, machine
 from raystream.actors.following import Replicated
 from raystream.actors.launch import MAX_PARKED_FETCHES
@@ -62,8 +63,10 @@ class PartitionActor:
         self._scrubber = Scrubber(
             lambda: list(self._replicas.values()), self._files, self._clock, self._on_writer, RayElsewhere(namespace)
         )
+        self._compactor = Compactor(lambda: list(self._replicas.values()), self._clock, self._on_writer)
         self._writer.start()
         self._scrubber.start()
+        self._compactor.start()
         self._endpoint = Endpoint(name, {"append": self.append, "fetch": self.fetch, "replicate": self.replicate})
 
     # Asked by the broker ---------------------------------------------------------------------------------------------
@@ -86,6 +89,7 @@ class PartitionActor:
     def stop(self) -> None:
         """Closes every replica cleanly; the actor answers nothing afterwards."""
         self._scrubber.stop()
+        self._compactor.stop()
         self._on_writer(lambda: self._close(tuple(self._replicas)))
         self._writer.stop()
         self._outbox.stop()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 
@@ -16,6 +16,7 @@ from raystream import batch as b
 from raystream import messages as m
 from raystream.actors.following import Following, Replicated
 from raystream.actors.leading import Append, Leading, Outbox
+from raystream.actors.retention import Retention
 from raystream.actors.writer import Ticket
 from raystream.clock import Clock
 from raystream.config import TopicConfig, build
@@ -36,6 +37,8 @@ from raystream.storage.log import Log
 from raystream.storage.scrubbing import Damage, before_damage, remembered
 
 logger = logging.getLogger("raystream.partition")
+
+_LOOKS: Final = 3
 
 
 class Replica:
@@ -81,7 +84,14 @@ class Replica:
         )
         self.high_watermark = self.log.high_watermark
         self.damage = remembered(self._files, spec.directory)
+        self._key_place = b.array_place(schemas[-1], self.key_column) if self.key_column is not None else -1
+        self._retention = Retention(self)
         self._begin_role()
+
+    @property
+    def key_column(self) -> str | None:
+        """The column by which the log is compacted; None: its topic is typed and has none."""
+        return "key" if self.log.heads.raw_time_column() is not None else self.spec.key_column
 
     def close(self) -> None:
         """*writer* Ends waiting readers and closes the log cleanly."""
@@ -100,6 +110,8 @@ class Replica:
         self.log.set_config(self.config)
         for data in spec.schemas[len(before.schemas) :]:
             self.log.add_schema(pa.ipc.read_schema(pa.py_buffer(data)))
+        if self.key_column is not None:
+            self._key_place = b.array_place(self.log.heads.schemas[-1], self.key_column)
         leads = spec.leader == spec.broker_id
         same_life = (spec.incarnation, spec.broker_incarnation) == (before.incarnation, before.broker_incarnation)
         same_lead = not leads or spec.leader_epoch == before.leader_epoch
@@ -128,6 +140,8 @@ class Replica:
     def commit(self) -> None:
         """*writer* Makes durable what was offered since the last commit, and answers."""
         self.role.commit()
+        if isinstance(self.role, Leading):
+            self._retention.turn()
         self.log.maybe_checkpoint()
 
     def next_deadline_ms(self) -> float | None:
@@ -170,6 +184,11 @@ class Replica:
         newest = len(self.spec.schemas)
         if header.schema_id != newest:
             raise SchemaChanged(f"topic {self.spec.topic!r} has schema {newest}, the batch schema {header.schema_id}")
+        if self.config.compacts and self._key_place >= 0 and (nulls := b.null_count(message, self._key_place)):
+            raise InvalidRecord(
+                f"{nulls} of {rows} records have no key: topic {self.spec.topic!r} is compacted and keeps the last of "
+                "each key"
+            )
         ahead_ms = header.max_timestamp_ms - self.clock.now_ms()
         if ahead_ms > self.config.max_timestamp_ahead_ms:
             raise InvalidRecord(
@@ -207,18 +226,30 @@ class Replica:
                 high_watermark=high_watermark,
             )
         end = high_watermark if request.end_offset is None else min(high_watermark, request.end_offset)
-        spans: tuple[m.Span, ...] = ()
-        if request.offset < end:
-            spans = self._healthy(self.log.read(request.offset, max_bytes=request.max_bytes, end_offset=end))
+        spans, chunks = self._found(request, end) if request.offset < end else ((), ())
         return m.FetchReply(
             spans=spans if request.mapped else (),
-            chunks=() if request.mapped else tuple(self.log.read_bytes(span) for span in spans),
+            chunks=chunks,
             schema_ids=() if request.mapped else tuple(span.schema_id for span in spans),
             high_watermark=high_watermark,
             last_stable_offset=high_watermark,
             log_start_offset=start,
             leader_epoch=self.spec.leader_epoch,
         )
+
+    def _found(self, request: m.FetchRequest, end: int) -> tuple[tuple[m.Span, ...], tuple[bytes, ...]]:
+        """Where the batches stand, and, unless the reader maps them, their bytes; looked for again where compaction has
+        put another file in the place of theirs meanwhile."""
+        for again in range(_LOOKS):
+            spans = self._healthy(self.log.read(request.offset, max_bytes=request.max_bytes, end_offset=end))
+            if request.mapped:
+                break
+            try:
+                return spans, tuple(self.log.read_bytes(span) for span in spans)
+            except OffsetOutOfRange:
+                if again + 1 == _LOOKS or request.offset < self.log.start_offset:
+                    raise
+        return spans, ()
 
     def _healthy(self, spans: tuple[m.Span, ...]) -> tuple[m.Span, ...]:
         if not self.damage:
@@ -253,7 +284,7 @@ class Replica:
         self._check_reads(follower=False)
         epoch = self.spec.leader_epoch
         if request.timestamp_ms == m.EARLIEST_TIMESTAMP:
-            return m.OffsetReply(offset=self.log.start_offset, leader_epoch=epoch)
+            return m.OffsetReply(offset=self.log.start_offset, leader_epoch=epoch, compacted=self.log.compacted)
         if request.timestamp_ms == m.LATEST_TIMESTAMP:
             return m.OffsetReply(offset=self.high_watermark, leader_epoch=epoch)
         found = self.log.offset_for_timestamp(request.timestamp_ms, end_offset=self.high_watermark)
@@ -268,10 +299,14 @@ class Replica:
         if not 0 <= target <= self.high_watermark:
             raise OffsetOutOfRange(f"cannot delete before offset {target}: {self.name} ends at {self.high_watermark}")
         if target > self.log.start_offset:
-            self.log.delete_before(target)
-            if isinstance(self.role, Leading):
-                self.role.records_deleted()
+            self.move_start(target)
         return m.OffsetReply(offset=self.log.start_offset, leader_epoch=self.spec.leader_epoch)
+
+    def move_start(self, offset: int, *, active_too: bool = False) -> None:
+        """*writer* Deletes what lies below the offset; the followers hear of it."""
+        self.log.delete_before(offset, active_too=active_too)
+        if isinstance(self.role, Leading):
+            self.role.records_deleted()
 
     def status(self) -> m.ReplicaStatus:
         return m.ReplicaStatus(

@@ -49,6 +49,8 @@ class Sink:
         settings: Mapping[str, Any] = topic.config
         known = {field.name for field in dataclasses.fields(TopicConfig)}
         self.config = TopicConfig(**{name: value for name, value in settings.items() if name in known})
+        self.takes_bytes = not topic.typed and not self.config.compacts
+        """Whether any value, with or without a key, is a record."""
         self.attributes = b.ATTR_APPEND_TIME if self.config.timestamp_type == "append" else 0
         room = self.config.max_batch_bytes - _overhead(schema)
         self.max_record_bytes = room

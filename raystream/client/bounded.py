@@ -11,7 +11,7 @@ from operator import attrgetter, itemgetter
 from typing import Final
 
 from raystream import messages as m
-from raystream.batch import BatchHeader
+from raystream.batch import BatchHeader, row_count
 from raystream.client.columns import Piece, decoded
 from raystream.client.fetched import Fetched, SpanGone, SpanUnreadable, batches_from, pieces
 from raystream.client.fetcher import MAX_VANISHED_SPANS, schema_of
@@ -116,6 +116,20 @@ async def _runs(routing: Routing, wanted: Range, offset: int, reply: m.FetchRepl
             offset = run.next_offset
             runs.append(run)
     return runs
+
+
+def counted(run: Fetched) -> int:
+    """How many rows of the run were asked for; only what lies across its bounds is decoded. Raises CorruptBatch."""
+    total = 0
+    end = run.next_offset if run.end_offset is None else run.end_offset
+    for header, message in run.entries:
+        if not header.is_explicit:
+            total += max(min(header.next_offset, end) - max(header.base_offset, run.first_offset), 0)
+        elif header.base_offset < run.first_offset or header.next_offset > end:
+            total += decoded(header, message, run.schema, run.first_offset, end, False).rows.num_rows
+        else:
+            total += row_count(message, header)
+    return total
 
 
 @dataclass(frozen=True, slots=True)

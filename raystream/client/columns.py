@@ -15,15 +15,9 @@ import numpy as np
 import pyarrow as pa
 
 from raystream import messages as m
-from raystream.batch import (
-    ATTR_APPEND_TIME,
-    ATTR_EXPLICIT_OFFSETS,
-    BatchHeader,
-    check_header_crc,
-    check_producer_crc,
-    decode,
-)
-from raystream.errors import CorruptBatch, InvalidArgument, NewerFormat
+from raystream.batch import ATTR_APPEND_TIME, BatchHeader, check_header_crc, check_producer_crc
+from raystream.errors import InvalidArgument
+from raystream.explicit import rows_of
 from raystream.schema import RAW_READ_SCHEMA, RESERVED_COLUMNS, restore
 
 METADATA_FIELDS: Final = (
@@ -36,15 +30,48 @@ _APPEND_TIME: Final = 1
 
 
 class Piece(NamedTuple):
-    """Decoded rows of one batch; the first has `base_offset`, the others follow without gaps."""
+    """Decoded rows of one batch; the first has `base_offset`, the others follow without gaps.
+
+    But where compaction has taken rows out: then `offsets` (int64 numpy) and `timestamps` (int64 Arrow, milliseconds)
+    are those of the rows.
+    """
 
     base_offset: int
     rows: pa.RecordBatch
     header: BatchHeader
+    offsets: Any = None
+    timestamps: Any = None
 
     @property
     def next_offset(self) -> int:
+        if self.offsets is not None:
+            return int(self.offsets[-1]) + 1 if len(self.offsets) else self.base_offset
         return self.base_offset + int(self.rows.num_rows)
+
+    def part(self, at: int, rows: int | None = None) -> Piece:
+        """Some of the rows, by their places."""
+        part = self.rows.slice(at, rows)
+        if self.offsets is None:
+            return self._replace(base_offset=self.base_offset + at, rows=part)
+        offsets = self.offsets[at : at + part.num_rows]
+        base_offset = int(offsets[0]) if len(offsets) else self.base_offset
+        return Piece(base_offset, part, self.header, offsets, self.timestamps.slice(at, rows))
+
+    def between(self, first: int, end: int | None) -> Piece:
+        """The rows from offset `first` on, up to below `end`."""
+        if self.offsets is not None:
+            skip = int(np.searchsorted(self.offsets, first))
+            stop = len(self.offsets) if end is None else int(np.searchsorted(self.offsets, end))
+        else:
+            skip = max(first - self.base_offset, 0)
+            stop = self.rows.num_rows if end is None else min(end - self.base_offset, self.rows.num_rows)
+        if self.offsets is None and skip == 0 and stop == self.rows.num_rows:
+            return self
+        return self.part(skip, max(stop - skip, 0))
+
+    def row_offsets(self) -> Any:
+        """The offsets of the rows, int64 numpy."""
+        return np.arange(self.base_offset, self.next_offset) if self.offsets is None else self.offsets
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,19 +95,8 @@ def decoded(
     if check_crcs:
         check_header_crc(message, header)
         check_producer_crc(message, header)
-    if header.attributes & ATTR_EXPLICIT_OFFSETS:  # compaction writes these; this release never does
-        raise NewerFormat("the partition was compacted by a newer raystream: upgrade this one")
-    rows = decode(message, schema)
-    if rows.num_rows != header.last_offset_delta + 1:
-        raise CorruptBatch(
-            f"the batch at offset {header.base_offset} holds {rows.num_rows} rows, its header says "
-            f"{header.last_offset_delta + 1}"
-        )
-    skip = max(first - header.base_offset, 0)
-    stop = rows.num_rows if end is None else min(end - header.base_offset, rows.num_rows)
-    if skip or stop < rows.num_rows:
-        rows = rows.slice(skip, max(stop - skip, 0))
-    return Piece(header.base_offset + skip, rows, header)
+    rows, offsets, stamps = rows_of(message, header, schema)
+    return Piece(header.base_offset, rows, header, offsets, stamps).between(first, end)
 
 
 def read_schema(shape: Shape, schema: pa.Schema, *, metadata: bool = False) -> pa.Schema:
@@ -151,7 +167,11 @@ def timestamps(pieces: Sequence[Piece], shape: Shape, schema: pa.Schema) -> Any:
     """
     name = shape.time if shape.typed else "timestamp"
     parts: list[Any] = []
-    for appended, group in _grouped(pieces):
+    for kind, group in _grouped(pieces):
+        if kind.explicit:
+            parts.extend(piece.timestamps for piece in group)
+            continue
+        appended = kind.append_time
         if name is not None and not appended:
             parts.extend(to_milliseconds(piece.rows.column(name)) for piece in group)
             continue
@@ -168,12 +188,19 @@ def to_milliseconds(column: Any) -> Any:
     return column.cast(pa.timestamp("ms"), safe=False).cast(pa.int64())
 
 
-def _grouped(pieces: Iterable[Piece]) -> list[tuple[bool, list[Piece]]]:
-    groups: list[tuple[bool, list[Piece]]] = []
+class _Times(NamedTuple):
+    """Where the timestamps of a batch stand."""
+
+    append_time: bool
+    explicit: bool
+
+
+def _grouped(pieces: Iterable[Piece]) -> list[tuple[_Times, list[Piece]]]:
+    groups: list[tuple[_Times, list[Piece]]] = []
     for piece in pieces:
-        appended = bool(piece.header.attributes & ATTR_APPEND_TIME)
-        if not groups or groups[-1][0] != appended:
-            groups.append((appended, []))
+        times = _Times(bool(piece.header.attributes & ATTR_APPEND_TIME), piece.timestamps is not None)
+        if not groups or groups[-1][0] != times:
+            groups.append((times, []))
         groups[-1][1].append(piece)
     return groups
 
@@ -181,9 +208,9 @@ def _grouped(pieces: Iterable[Piece]) -> list[tuple[bool, list[Piece]]]:
 def _timestamp_types(pieces: Sequence[Piece], rows: int) -> Any:
     groups = _grouped(pieces)
     if len(groups) == 1:
-        return _constant(_APPEND_TIME if groups[0][0] else _CREATE_TIME, pa.int32(), rows)
+        return _constant(_APPEND_TIME if groups[0][0].append_time else _CREATE_TIME, pa.int32(), rows)
     counts = [sum(piece.rows.num_rows for piece in group) for _, group in groups]
-    kinds = [_APPEND_TIME if appended else _CREATE_TIME for appended, _ in groups]
+    kinds = [_APPEND_TIME if times.append_time else _CREATE_TIME for times, _ in groups]
     return pa.array(np.repeat(np.array(kinds, np.int32), counts), type=pa.int32())
 
 
@@ -193,7 +220,7 @@ def _offsets(pieces: Sequence[Piece]) -> Any:
     first, end = pieces[0].base_offset, pieces[-1].next_offset
     if end - first == sum(piece.rows.num_rows for piece in pieces):
         return np.arange(first, end, dtype=np.int64)
-    return np.concatenate([np.arange(p.base_offset, p.next_offset, dtype=np.int64) for p in pieces])
+    return np.concatenate([piece.row_offsets() for piece in pieces])
 
 
 def _constant(value: Any, kind: pa.DataType, rows: int) -> Any:

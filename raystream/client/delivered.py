@@ -98,10 +98,9 @@ class Batch:
         """The part of this batch from `offset` on, up to below `end`."""
         kept = []
         for piece in self._pieces:
-            skip = max(offset - piece.base_offset, 0)
-            rows = piece.rows.slice(skip, None if end is None else max(end - piece.base_offset - skip, 0))
-            if rows.num_rows:
-                kept.append(Piece(piece.base_offset + skip, rows, piece.header))
+            part = piece.between(offset, end)
+            if part.rows.num_rows:
+                kept.append(part)
         return self._with(kept, self.offsets.stop if end is None else end)
 
     def _with(self, pieces: Sequence[Piece], next_offset: int) -> Batch:

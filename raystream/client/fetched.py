@@ -18,7 +18,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from raystream import messages as m
-from raystream.batch import BatchHeader, Bytes, walk
+from raystream.batch import BatchHeader, Bytes, row_count, walk
 from raystream.errors import CorruptBatch
 
 COPY_BELOW_BYTES: Final = 128 * 1024
@@ -36,7 +36,7 @@ class SpanUnreadable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """Whole batches of one schema, in offset order, with their bytes; control batches are left out.
+    """Whole batches of one schema, in offset order, with their bytes; batches without rows are left out.
 
     `next_offset` is where the next fetch goes on; rows below `first_offset` and from `end_offset` on were not asked
     for.
@@ -151,7 +151,7 @@ def batches_from(
         if header.base_offset < next_offset and next_offset != offset:
             raise CorruptBatch(f"the batch at offset {header.base_offset} stands behind offset {next_offset}")
         next_offset = header.next_offset
-        if not header.is_control:
+        if not header.is_control and not (header.is_explicit and row_count(message, header) == 0):
             entries.append((header, message))
     if next_offset == offset:
         return None

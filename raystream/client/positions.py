@@ -140,7 +140,22 @@ def _timestamp(place: Place) -> int:
     return m.EARLIEST_TIMESTAMP if place.word == EARLIEST else m.LATEST_TIMESTAMP
 
 
+async def compacted(routing: Routing, partitions: Iterable[TopicPartition]) -> set[TopicPartition]:
+    """The partitions that may hold less records than offsets."""
+    wanted = list(partitions)
+    asked = [_offset(routing, partition, m.EARLIEST_TIMESTAMP, CALL_TIMEOUT_MS) for partition in wanted]
+    replies = await asyncio.gather(*asked)
+    return {partition for partition, reply in zip(wanted, replies, strict=True) if reply.compacted}
+
+
 async def _ask(routing: Routing, partition: TopicPartition, timestamp_ms: int, timeout_ms: float) -> int:
+    reply = await _offset(routing, partition, timestamp_ms, timeout_ms)
+    if reply.offset < 0:  # nothing at or after that instant
+        return await _ask(routing, partition, m.LATEST_TIMESTAMP, timeout_ms)
+    return reply.offset
+
+
+async def _offset(routing: Routing, partition: TopicPartition, timestamp_ms: int, timeout_ms: float) -> m.OffsetReply:
     async def call(leader: Leader, left_ms: float) -> m.OffsetReply:
         request = m.ListOffsetsRequest(
             topic_id=leader.topic_id,
@@ -150,10 +165,7 @@ async def _ask(routing: Routing, partition: TopicPartition, timestamp_ms: int, t
         )
         return await leader.port.list_offsets(request, timeout_ms=left_ms)
 
-    reply = await routing.call_partition(partition.topic, partition.partition, call, timeout_ms=timeout_ms)
-    if reply.offset < 0:  # nothing at or after that instant
-        return await _ask(routing, partition, m.LATEST_TIMESTAMP, timeout_ms)
-    return reply.offset
+    return await routing.call_partition(partition.topic, partition.partition, call, timeout_ms=timeout_ms)
 
 
 def by_topic(offsets: Mapping[TopicPartition, int]) -> dict[str, dict[int, int]]:

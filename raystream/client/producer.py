@@ -130,7 +130,7 @@ class Producer:
             sink = self._open_sink(topic)
         plain = headers is None and timestamp_ms is None and partition is None
         extras: Extras | None = None
-        if plain and type(value) is bytes and self._as_is and not sink.typed and (key is None or type(key) is bytes):
+        if plain and type(value) is bytes and self._as_is and sink.takes_bytes and (key is None or type(key) is bytes):
             nbytes = RECORD_BYTES + len(value)
             if key is not None:
                 nbytes += len(key)
@@ -167,6 +167,7 @@ class Producer:
         if sink.rows is not None:
             row = self._row(sink, value, key=key, headers=headers, timestamp_ms=timestamp_ms)
             value, nbytes = row.values, row.nbytes
+            keyed = sink.key is None or value[sink.schema.names.index(sink.key)] is not None
         else:
             value = self._value_bytes(value)
             key = self._key_bytes(key)
@@ -174,6 +175,9 @@ class Producer:
             self._check_timestamp(timestamp_ms, sink)
             nbytes = RECORD_BYTES + len(value or b"") + len(key or b"")
             nbytes += sum(len(name.encode()) + len(content or b"") + HEADER_BYTES for name, content in headers or ())
+            keyed = key is not None
+        if sink.config.compacts and not keyed:
+            raise InvalidRecord(f"topic {sink.name!r} is compacted and keeps the last record of each key: give a key")
         return value, key, None if headers is None and partition is None else (headers, partition), nbytes
 
     def _value_bytes(self, value: Any) -> bytes | None:

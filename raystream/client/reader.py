@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import copy
 from html import escape
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raystream.client.bounded import Range, decode_runs, fetch_range
+from raystream.client.bounded import Range, counted, decode_runs, fetch_range
 from raystream.client.columns import METADATA_FIELDS, Shape, check_columns, read_schema, stored_table
 from raystream.client.dataframes import polars, to_pandas, to_polars
 from raystream.client.fetched import Fetched
+from raystream.client.latest import Columns, Latest, columns_of, latest_rows
 from raystream.client.loop import BackgroundLoop
-from raystream.client.positions import Place, parse, partitions_of, resolve
+from raystream.client.positions import Place, compacted, parse, partitions_of, resolve
 from raystream.client.records import runs as record_runs
 from raystream.client.routing import Routing
 from raystream.errors import InvalidArgument, OffsetOutOfRange
@@ -121,10 +124,15 @@ class View:
         return {r.partition.partition: range(r.start, r.end) for r in self._ranges}
 
     def count(self) -> int:
-        """The number of rows. Read from the bounds alone, except with a filter."""
+        """The number of rows. Read from the bounds alone, except with a filter, and where compaction has taken rows
+        out: there from the batches' headers."""
         if self._filter is None:
-            return sum(map(len, self._ranges))
+            gaps = self._loop.run(compacted(self._routing, [wanted.partition for wanted in self._ranges]))
+            return sum(self._count(wanted) if wanted.partition in gaps else len(wanted) for wanted in self._ranges)
         return sum(int(part.num_rows) for part in self._filtered(self._ranges, metadata=False))
+
+    def _count(self, wanted: Range) -> int:
+        return sum(counted(run) for runs in self._parts(wanted) for run in runs)
 
     def __repr__(self) -> str:
         spans = ", ".join(f"{r.partition.partition}: {r.start:,} to {r.end:,}" for r in self._ranges)
@@ -160,7 +168,7 @@ class View:
         def source(
             with_columns: list[str] | None, predicate: Any, n_rows: int | None, batch_size: int | None
         ) -> Iterator[pl.DataFrame]:
-            left = self.count() if n_rows is None else n_rows
+            left = sys.maxsize if n_rows is None else n_rows
             for part in self._filtered(self._ranges, metadata=False):
                 if left <= 0:
                     return
@@ -205,7 +213,7 @@ class View:
             rows = self.to_arrow()
             return rows.slice(0, n) if first else rows.slice(max(rows.num_rows - n, 0))
         if self._filter is None:
-            return self._table(_narrowed(self._ranges, n, first=first), metadata=False)
+            return self._narrow_table(n, first=first)
         kept: deque[pa.Table] = deque()
         held = 0
         for part in self._filtered(self._ranges, metadata=False):
@@ -217,6 +225,38 @@ class View:
                 held -= kept.popleft().num_rows
         rows = self._finished(self._joined(list(kept), metadata=False), metadata=False)
         return rows.slice(0, n) if first else rows.slice(max(rows.num_rows - n, 0))
+
+    def _narrow_table(self, n: int, *, first: bool) -> pa.Table:
+        """Where compaction has taken rows out, it takes more offsets than rows."""
+        wanted = n
+        while True:
+            ranges = _narrowed(self._ranges, wanted, first=first)
+            rows = self._table(ranges, metadata=False)
+            if rows.num_rows >= n or sum(map(len, ranges)) == sum(map(len, self._ranges)):
+                return rows.slice(0, n) if first else rows.slice(max(rows.num_rows - n, 0))
+            wanted *= 4
+
+    # The latest per key ---------------------------------------------------------------------------------------------
+
+    def latest(self) -> Latest:
+        """Of every key the last record between the view's bounds. Raises InvalidArgument where the topic is typed and
+        has no key column."""
+        return Latest(self)
+
+    def latest_columns(self) -> Columns:
+        """For `Latest`."""
+        shape = self._shape
+        return columns_of(self._stored.names, topic=self.topic, typed=shape.typed, key=shape.key, time=shape.time)
+
+    def latest_table(self, *, metadata: bool) -> pa.Table:
+        """For `Latest`: its table."""
+        whole = copy(self)
+        whole._filter, whole._columns, whole._order = None, None, "partition"
+        parts = (whole._filtered([wanted], metadata=True) for wanted in self._ranges)
+        rows = latest_rows(parts, self.latest_columns())
+        if rows is None:
+            rows = stored_table([], self._shape, self._stored, 0, metadata=self._shape.typed)
+        return self._finished(rows if self._filter is None else _apply(self._filter, rows), metadata=metadata)
 
     # Reading --------------------------------------------------------------------------------------------------------
 

@@ -67,7 +67,7 @@ def runs(
         if end - first == count:
             offsets = range(first, end)
         else:
-            offsets = list(chain.from_iterable(range(piece.base_offset, piece.next_offset) for piece in group))
+            offsets = list(chain.from_iterable(piece.row_offsets().tolist() for piece in group))
         rows = pa.Table.from_batches([piece.rows for piece in group])
         times = timestamps(group, shape, rows.schema).to_pylist()
         keys, values, headers = _typed(rows, shape) if shape.typed else _raw(rows)
@@ -82,7 +82,7 @@ def _stretches(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
         for at in range(0, piece.rows.num_rows, RUN_ROWS):
             part = piece
             if piece.rows.num_rows > RUN_ROWS:
-                part = Piece(piece.base_offset + at, piece.rows.slice(at, RUN_ROWS), piece.header)
+                part = piece.part(at, RUN_ROWS)
             if group and rows + part.rows.num_rows > RUN_ROWS:
                 yield group
                 group, rows = [], 0

@@ -225,6 +225,7 @@ class Controller:
         _check_min_insync(request.name, config, factor)
         partitions = _partition_count(request.partitions)
         typed = request.schema is not None
+        _check_compaction(request.name, config, typed=typed, key=request.key)
         schema = request.schema if request.schema is not None else raw_schema
         topic = TopicRecord(
             topic_id=topic_id,
@@ -261,6 +262,7 @@ class Controller:
         config = settings.build(TopicConfig, topic.config)
         if request.config:
             config = settings.changed(config, request.config)
+            _check_compaction(request.name, config, typed=topic.typed, key=topic.key)
             topic = dataclasses.replace(topic, config=dataclasses.asdict(config))
         if request.replication_factor is not None:
             factor = self._replication_factor(request.replication_factor, at_least_possible=topic.replication_factor)
@@ -411,6 +413,14 @@ class Controller:
     def upkeep(self) -> Records:
         """What the controller does by itself; see `balance.upkeep`. To be called again until it returns nothing."""
         return balance.upkeep(self._image)
+
+
+def _check_compaction(topic: str, config: TopicConfig, *, typed: bool, key: str | None) -> None:
+    if config.compacts and typed and key is None:
+        raise InvalidConfig(
+            f"cleanup_policy={config.cleanup_policy!r}: topic {topic!r} is typed and has no key column, by which it "
+            "could be compacted: create it with key="
+        )
 
 
 def _check_min_insync(topic: str, config: TopicConfig, factor: int) -> None:

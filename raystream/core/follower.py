@@ -154,6 +154,8 @@ class Follower:
         for batch in batches:
             if batch.base_offset >= self.end_offset:
                 break
+            if batch.rewritten and batch.end_offset > self.end_offset:
+                return None  # sent before the follower's end was known
             if batch.end_offset > self.end_offset or self._epoch_at(batch.base_offset) not in (UNKNOWN, batch.epoch):
                 self.quarantined = True
                 raise StorageError(

@@ -100,11 +100,13 @@ class Send(Request):
 
 
 class BatchAt(NamedTuple):
-    """A batch's place: offsets half-open, and the leader epoch it was written in."""
+    """A batch's place: offsets half-open, and the leader epoch it was written in. `rewritten`: compaction has made it
+    of others, so that it may begin and end where none of them did."""
 
     base_offset: int
     end_offset: int
     epoch: int
+    rewritten: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -137,6 +137,8 @@ class OffsetReply:
     offset: int
     timestamp_ms: int = -1
     leader_epoch: int = NO_EPOCH
+    compacted: bool = False
+    """Whether the partition may hold less records than offsets; said of the earliest offset."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,6 +167,8 @@ class ReplicaSpec:
     """Serialized Arrow schemas; the schema id is the place in this tuple plus one."""
     time_column: str | None = None
     """The event-time column of a typed topic."""
+    key_column: str | None = None
+    """The key column of a typed topic."""
     broker_id: int = 0
     broker_incarnation: int = 0
     broker: str = ""

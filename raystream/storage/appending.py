@@ -11,6 +11,7 @@ import pyarrow as pa
 from raystream import batch as b
 from raystream.config import TopicConfig
 from raystream.errors import InvalidRecord
+from raystream.explicit import explicit_schema
 from raystream.schema import RAW_SCHEMA, schema_message
 from raystream.storage.segment import Segment, Tail
 
@@ -50,6 +51,7 @@ class Run:
     """Batches that go into one segment by one `writev`. `opens` says that the segment begins with them."""
 
     schema_id: int
+    explicit: bool
     base_offset: int
     opens: bool
     end: int
@@ -64,15 +66,17 @@ class SchemaHeads:
     def __init__(self, topic_id: str, schemas: Sequence[pa.Schema]) -> None:
         self._topic_id = topic_id
         self.schemas = list(schemas)
-        self._heads: dict[int, bytes] = {}
+        self._heads: dict[tuple[int, bool], bytes] = {}
 
-    def head(self, schema_id: int) -> bytes:
+    def head(self, schema_id: int, *, explicit: bool = False) -> bytes:
         """The schema message. Raises InvalidRecord for an id that the log does not know."""
-        found = self._heads.get(schema_id)
+        found = self._heads.get((schema_id, explicit))
         if found is None:
             if not 1 <= schema_id <= len(self.schemas):
                 raise InvalidRecord(f"the batch states schema {schema_id}; the topic has {len(self.schemas)}")
-            found = self._heads[schema_id] = schema_message(self.schemas[schema_id - 1], self._topic_id, schema_id)
+            schema = self.schemas[schema_id - 1]
+            schema = explicit_schema(schema) if explicit else schema
+            found = self._heads[schema_id, explicit] = schema_message(schema, self._topic_id, schema_id)
         return found
 
     def raw_time_column(self) -> str | None:
@@ -109,16 +113,18 @@ def lay_out(
     run: Run | None = None
     if active is not None:
         tail: Tail = active.tail
-        run = Run(active.schema_id, active.base_offset, False, tail.size, tail.first_append_ms)
+        run = Run(active.schema_id, active.explicit, active.base_offset, False, tail.size, tail.first_append_ms)
+    segment_ms = min(config.segment_ms, config.max_compaction_lag_ms or config.segment_ms)
     for offset, append_ms, header, pieces in batches:
         if (
             run is None
             or header.schema_id != run.schema_id
+            or header.is_explicit != run.explicit
             or run.end + header.message_bytes > config.segment_bytes
-            or append_ms - run.first_append_ms >= config.segment_ms
+            or append_ms - run.first_append_ms >= segment_ms
         ):
-            head = heads.head(header.schema_id)
-            run = Run(header.schema_id, offset, True, len(head), append_ms, [head])
+            head = heads.head(header.schema_id, explicit=header.is_explicit)
+            run = Run(header.schema_id, header.is_explicit, offset, True, len(head), append_ms, [head])
         if not run.placed:
             runs.append(run)
         run.pieces += pieces

@@ -26,7 +26,8 @@ class Checkpoint:
     The recovery point is `offset`, which begins at `position` of the segment whose base offset is `segment` (-1: the
     log has no segment). `epochs` are the leader epochs up to there, each with the offset where it begins. `producers`
     is the offset that names the producer snapshot taken there (-1: there was none). `clean` says that
-    the log was closed in order; recovery does not rely on it.
+    the log was closed in order; recovery does not rely on it. Compaction has gone up to `cleaned_to`; `compacted` says
+    that some batch may hold less rows than offsets.
     """
 
     topic_id: str
@@ -39,6 +40,8 @@ class Checkpoint:
     producers: int
     epochs: tuple[tuple[int, int], ...]
     clean: bool = False
+    cleaned_to: int = 0
+    compacted: bool = False
 
     def to_bytes(self) -> bytes:
         text = json.dumps(asdict(self), separators=(",", ":")).encode()

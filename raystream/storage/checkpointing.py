@@ -24,6 +24,8 @@ class Marks(NamedTuple):
     start_offset: int
     high_watermark: int
     end_offset: int
+    cleaned_to: int
+    compacted: bool
 
 
 class Checkpointer:
@@ -39,10 +41,13 @@ class Checkpointer:
         self._written: Marks | None = None
         self.bytes_since = 0
         """Appended since the last checkpoint."""
+        self.covered = 0
+        """Up to where the checkpoint on the disk spares reading the log."""
 
     def found(self, marks: Marks) -> None:
         """The checkpoint on the disk states these already."""
         self._written = marks
+        self.covered = marks.end_offset
 
     def due(self, marks: Marks) -> bool:
         """Whether 64 MB or 5 s went by and there is something new to state. Asked again at once, it is not."""
@@ -80,9 +85,12 @@ class Checkpointer:
             producers=taken,
             epochs=epochs.starts,
             clean=clean,
+            cleaned_to=marks.cleaned_to,
+            compacted=marks.compacted,
         )
         self._files.write_atomically(f"{self._directory}/{CHECKPOINT_NAME}", point.to_bytes())
         self._written = marks
+        self.covered = end
         self._due_ms = self._clock.monotonic_ms() + CHECKPOINT_MS
         self.bytes_since = 0
         self._keep_two_snapshots(any_needed=taken >= 0)

@@ -90,6 +90,9 @@ class Files(Protocol):
         `durable` False leaves the syncs out: for what can be rebuilt and carries a CRC.
         """
 
+    def rename(self, path: str, to: str) -> None:
+        """Gives a file that was synced another name, durably."""
+
     def truncate(self, path: str, size: int) -> None:
         """Cuts bytes that were never published, and syncs the file."""
 
@@ -218,6 +221,13 @@ class DiskFiles:
             raise storage_error(error, "write", path) from None
         if durable:
             self.sync_dir(os.path.dirname(path) or ".")
+
+    def rename(self, path: str, to: str) -> None:
+        try:
+            os.replace(path, to)
+        except OSError as error:
+            raise storage_error(error, "rename", path) from None
+        self.sync_dir(os.path.dirname(to) or ".")
 
     def truncate(self, path: str, size: int) -> None:
         try:

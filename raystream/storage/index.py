@@ -21,8 +21,9 @@ NO_TIMESTAMP: Final = -(2**63)
 
 _MAGIC: Final = b"RSINDEX"
 _VERSION: Final = 1
-# magic, version, schema id, entry count, base offset, end offset, log bytes, max timestamp, first append time, reserved
-_HEAD: Final = struct.Struct(">7sBIIqqqqq24x")
+# magic, version, schema id, entry count, base offset, end offset, log bytes, max timestamp, first and last append time,
+# whether the batches' offsets are explicit, reserved
+_HEAD: Final = struct.Struct(">7sBIIqqqqqqI12x")
 _ENTRY: Final = struct.Struct(">qqq")
 _CRC: Final = struct.Struct(">I")
 HEADER_BYTES: Final = _HEAD.size + _CRC.size
@@ -39,6 +40,9 @@ class Coverage:
     log_bytes: int
     max_timestamp_ms: int
     first_append_ms: int
+    last_append_ms: int
+    explicit: bool = False
+    """Whether its batches carry their offsets in a column."""
 
 
 class Index:
@@ -112,6 +116,8 @@ class Index:
             coverage.log_bytes,
             coverage.max_timestamp_ms,
             coverage.first_append_ms,
+            coverage.last_append_ms,
+            coverage.explicit,
         )
         entries = self.entries
         return head + _CRC.pack(crc32c(entries, crc32c(head))) + entries
@@ -121,9 +127,7 @@ def read_index(data: bytes) -> tuple[Index, Coverage]:
     """An index file's content. Raises CorruptBatch where it is damaged, NewerFormat where it is of a later version."""
     if len(data) < HEADER_BYTES:
         raise CorruptBatch("the index file is cut off")
-    magic, version, schema_id, count, base_offset, end_offset, log_bytes, timestamp, first_append = _HEAD.unpack_from(
-        data
-    )
+    magic, version, schema_id, count, base, end, size, newest, first, last, explicit = _HEAD.unpack_from(data)
     if magic != _MAGIC:
         raise CorruptBatch("the index file does not begin as one")
     entries = data[HEADER_BYTES:]
@@ -133,4 +137,4 @@ def read_index(data: bytes) -> tuple[Index, Coverage]:
         raise NewerFormat(f"the index has format version {version}; this raystream reads up to {_VERSION}")
     if len(entries) != count * ENTRY_BYTES:
         raise CorruptBatch("the index file has another size than it states")
-    return Index(entries), Coverage(schema_id, base_offset, end_offset, log_bytes, timestamp, first_append)
+    return Index(entries), Coverage(schema_id, base, end, size, newest, first, last, bool(explicit))

@@ -18,7 +18,6 @@ from raystream.batch import LeaderFields
 from raystream.clock import Clock
 from raystream.config import TopicConfig
 from raystream.errors import DiskFull, InvalidArgument, InvalidRecord, OffsetOutOfRange, StorageError
-from raystream.messages import Span
 from raystream.storage import reading
 from raystream.storage.appending import (
     AppendResult,
@@ -34,16 +33,16 @@ from raystream.storage.checkpointing import Checkpointer, Marks
 from raystream.storage.epochs import Epochs
 from raystream.storage.files import AppendHandle, Files, LockHandle
 from raystream.storage.producer_state import ProducerState
+from raystream.storage.readable import ReadableLog
 from raystream.storage.recovery import Recovered, Recovery
 from raystream.storage.room import MIN_FREE_BYTES, Room
 from raystream.storage.segment import Identity, Segment
-from raystream.storage.stored import Stored, read_span
 
 LOCK_NAME: Final = "lock"
 
 
-class Log:
-    """Use `Log.open`. Methods are for the one writer thread, but for those under "Reading"."""
+class Log(ReadableLog):
+    """Use `Log.open`. Methods are for the one writer thread, but for those of `ReadableLog`."""
 
     def __init__(
         self,
@@ -65,6 +64,8 @@ class Log:
         self.end_offset = recovered.end_offset
         self.flushed_end_offset = recovered.end_offset
         self.high_watermark = recovered.high_watermark
+        self.cleaned_to = recovered.cleaned_to
+        self.compacted = recovered.compacted
         self._files = files
         self._directory = directory
         self._lock = lock
@@ -170,6 +171,7 @@ class Log:
                 )
             expected, epoch = header.next_offset, header.leader_epoch
         self._room.take(sum(header.message_bytes for _, header in batches))
+        self.compacted = self.compacted or any(header.is_explicit for _, header in batches)
         self._append(batches, as_follower(batches), None)
         return self.end_offset
 
@@ -210,7 +212,9 @@ class Log:
         return new if runs and runs[0].opens else [*self._segments[-1:], *new][: len(runs)]
 
     def _open_segment(self, run: Run, opened: list[tuple[Segment, AppendHandle]]) -> AppendHandle:
-        segment = Segment.new(self._files, self._directory, run.base_offset, self._identity, run.schema_id)
+        segment = Segment.new(
+            self._files, self._directory, run.base_offset, self._identity, run.schema_id, explicit=run.explicit
+        )
         handle = self._files.open_append(segment.path)
         opened.append((segment, handle))
         self._directory_dirty = True
@@ -287,94 +291,32 @@ class Log:
         if self._failure is not None:
             raise StorageError(f"the log in {self._directory} takes no more writes: {self._failure}")
 
-    # Reading: on any thread -----------------------------------------------------------------------------------------
-
-    @property
-    def size_bytes(self) -> int:
-        """What the segments take on the disk, without indexes."""
-        return sum(segment.tail.size for segment in self._segments)
-
-    @property
-    def segment_count(self) -> int:
-        return len(self._segments)
-
-    @property
-    def segments(self) -> tuple[Segment, ...]:
-        return self._segments
-
-    def read(self, offset: int, *, max_bytes: int, end_offset: int) -> tuple[Span, ...]:
-        """Where whole batches stand, from the one that contains `offset` on: one span per segment, those that begin
-        below `end_offset`, `max_bytes` at most but one batch at least; () at the end.
-
-        Checks header CRCs of what it looks at, at the edges of the range; the reader of the bytes checks the others.
-        Raises OffsetOutOfRange and CorruptLog.
-        """
-        end_offset = min(end_offset, self.end_offset)
-
-        def look_up() -> tuple[Span, ...]:
-            segments = self._segments  # before the check: a deletion moves the start first
-            self._check_range(offset)
-            if offset >= end_offset:
-                return ()
-            return reading.spans(segments, offset, max_bytes=max_bytes, end_offset=end_offset)
-
-        return reading.while_there(look_up)
-
-    def read_bytes(self, span: Span) -> bytes:
-        """The bytes of a span. Raises OffsetOutOfRange where they were deleted meanwhile."""
-        return read_span(self._files, span)
-
-    def stored(self, spans: tuple[Span, ...]) -> Stored:
-        """The bytes of spans, for whoever passes them on."""
-        return Stored(self._files, spans)
-
-    def bounds_of(self, span: Span) -> tuple[int, int]:
-        """The first offset of a span's batches, and the one that follows them. They must be there still."""
-        segment = next(s for s in self._segments if s.path == span.path)
-        tail, end = segment.tail, span.position + span.length
-        after = tail.end_offset if end == tail.size else segment.header_at(end).base_offset
-        return segment.header_at(span.position).base_offset, after
-
-    def offset_for_timestamp(self, timestamp_ms: int, *, end_offset: int) -> tuple[int, int] | None:
-        """The first record below `end_offset` whose timestamp is `timestamp_ms` or later, as (offset, timestamp)."""
-        return reading.while_there(
-            lambda: reading.offset_for_timestamp(
-                self._segments,
-                timestamp_ms,
-                start_offset=self.start_offset,
-                end_offset=min(end_offset, self.end_offset),
-                schemas=self.heads.schemas,
-                time_column=self._time_column,
-            ),
-        )
-
-    def _check_range(self, offset: int) -> None:
-        start, end = self.start_offset, self.end_offset
-        if not start <= offset <= end:
-            raise OffsetOutOfRange(
-                f"offset {offset} lies outside {start} to {end}", offset=offset, log_start_offset=start, end_offset=end
-            )
-
     # Changing -------------------------------------------------------------------------------------------------------
 
-    def delete_before(self, offset: int) -> None:
+    def delete_before(self, offset: int, *, active_too: bool = False) -> None:
         """Moves the start offset up and removes the segments that lie below it. Durable when it returns.
 
-        Raises OffsetOutOfRange past the end. A crash half-way leaves files that the next opening removes.
+        The segment that is appended to stays, unless `active_too`: the next append begins another one then. Raises
+        OffsetOutOfRange past the end. A crash half-way leaves files that the next opening removes.
         """
         if offset > self.end_offset:
             raise OffsetOutOfRange(f"cannot delete before offset {offset}: the log ends at {self.end_offset}")
-        if offset <= self.start_offset:
+        everything = active_too and offset == self.end_offset and bool(self._segments)
+        if offset < self.start_offset or (offset == self.start_offset and not everything):
             return
         before, self.start_offset = self.start_offset, offset
         self.epochs.drop_before(offset)
-        gone = [s for s in self._segments[:-1] if s.tail.end_offset <= offset]
+        of = self._segments if everything else self._segments[:-1]
+        gone = [s for s in of if s.tail.end_offset <= offset]
         try:
-            self._checkpoint_making_room(gone)
+            self._checkpoint_making_room(gone, kept=self._segments[len(gone) :])
         except DiskFull:
             self.start_offset = before
             raise
         self._segments = self._segments[len(gone) :]
+        if everything and self._handle is not None:
+            self._handle.close()
+            self._handle = None
         for segment in gone:
             self._files.unlink(segment.path)
             self._files.unlink(segment.index_path)
@@ -414,6 +356,7 @@ class Log:
         with self._last_write():
             self._shorten((), self._segments, self.start_offset)
             self.start_offset = self.end_offset = self.flushed_end_offset = self.high_watermark = offset
+            self.cleaned_to = offset
             self.checkpoint()
 
     def _shorten(self, kept: tuple[Segment, ...], gone: tuple[Segment, ...], end: int) -> None:
@@ -423,7 +366,9 @@ class Log:
             self._handle.close()
         self._handle = self._files.open_append(kept[-1].path) if kept else None
         recovery = Recovery(self._files, self._directory, self._identity, self._clock)
+        remembered = self.producers.up_to(end)  # which batches that were compacted do not tell
         self.producers = recovery.producers_at(kept, end)
+        self.producers.update(remembered)
         self.epochs.cut(end)
         self._segments, self.end_offset = kept, end
         self.flushed_end_offset = min(self.flushed_end_offset, end)
@@ -438,14 +383,14 @@ class Log:
             self._handle.truncate(kept[-1].tail.size)
             self._handle.sync()
 
-    def _checkpoint_making_room(self, gone: list[Segment]) -> None:
+    def _checkpoint_making_room(self, gone: list[Segment], kept: tuple[Segment, ...]) -> None:
         """Deleting must work on a disk without a byte of room: index files of what goes can go first."""
         try:
-            self.checkpoint()
+            self._checkpoint(kept)
         except DiskFull:
             for segment in gone:
                 self._files.unlink(segment.index_path)
-            self.checkpoint()
+            self._checkpoint(kept)
 
     def replace(self, segment: Segment, data: bytes) -> None:
         """Gives a segment another file of the same length, durably: `repair.replace` says when, and on which thread."""
@@ -458,6 +403,37 @@ class Log:
                 self._handle = self._files.open_append(segment.path)
         if segment not in self._segments:
             self._files.unlink(segment.path)  # deleted meanwhile
+
+    def swap(self, old: Sequence[Segment], temporary: str, new: Segment) -> bool:
+        """Puts a segment that compaction has written and synced as `temporary` in the place of those it was made of.
+        False where they are not the log's any more; the file is gone then. Durable when it returns. The old files are
+        the caller's to remove, beside the writer: it may take long. Until then files overlap; an opening takes those of
+        the higher generation.
+        """
+        self._refuse_if_failed()
+        place = next((at for at, segment in enumerate(self._segments) if segment is old[0]), -1)
+        if place < 0 or self._segments[place : place + len(old)] != tuple(old) or old[-1] is self._segments[-1]:
+            self._files.unlink(temporary)
+            return False
+        new.save_index(durable=True)  # it says where the segment ends, for an opening that finds both
+        with self._last_write():
+            self._files.rename(temporary, new.path)
+        self.compacted = True
+        self._segments = (*self._segments[:place], new, *self._segments[place + len(old) :])
+        return True
+
+    def cleaned(self, offset: int) -> None:
+        """Compaction has gone up to `offset`."""
+        self.cleaned_to = max(self.cleaned_to, min(offset, self.end_offset))
+
+    @property
+    def directory(self) -> str:
+        return self._directory
+
+    @property
+    def snapshot_offset(self) -> int:
+        """Up to where producers are remembered without the log: past it, their batches must stay as they are."""
+        return self._checkpoints.covered
 
     def add_schema(self, schema: pa.Schema) -> None:
         """The topic's next schema; its id is one more than the last."""
@@ -475,13 +451,15 @@ class Log:
 
     def checkpoint(self, *, clean: bool = False) -> None:
         """Syncs, and writes down that everything up to here need not be read on opening. Raises StorageError."""
+        self._checkpoint(self._segments, clean=clean)
+
+    def _checkpoint(self, segments: tuple[Segment, ...], *, clean: bool = False) -> None:
         end = self.flush()
-        self._checkpoints.write(
-            self._segments, self.producers, self.epochs, self._marks()._replace(end_offset=end), clean=clean
-        )
+        marks = self._marks()._replace(end_offset=end)
+        self._checkpoints.write(segments, self.producers, self.epochs, marks, clean=clean)
 
     def _marks(self) -> Marks:
-        return Marks(self.start_offset, self.high_watermark, self.end_offset)
+        return Marks(self.start_offset, self.high_watermark, self.end_offset, self.cleaned_to, self.compacted)
 
     def close(self) -> None:
         """Flushes, states in the checkpoint that the log was closed in order, and gives the lock back."""

@@ -191,6 +191,11 @@ class MemoryFiles:
         if durable:
             self.sync_dir(posixpath.dirname(path))
 
+    def rename(self, path: str, to: str) -> None:
+        self._begin("rename", path)
+        self._entries[to] = self._entries.pop(path)
+        self.sync_dir(posixpath.dirname(to))
+
     def truncate(self, path: str, size: int) -> None:
         self._begin("truncate", path)
         file = self._file(path)

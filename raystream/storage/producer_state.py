@@ -131,6 +131,19 @@ class ProducerState:
         else:
             known.batches = (*known.batches[1 - REMEMBERED_BATCHES :], batch)
 
+    def up_to(self, end_offset: int) -> ProducerState:
+        """What of it the batches below `end_offset` have left, as far as it is remembered."""
+        state = ProducerState(self._clock)
+        for producer_id, known in self._producers.items():
+            batches = tuple(batch for batch in known.batches if batch.base_offset < end_offset)
+            if batches:
+                state._producers[producer_id] = _Producer(known.epoch, batches)
+        return state
+
+    def update(self, other: ProducerState) -> None:
+        """Takes over what `other` knows of its producers."""
+        self._producers |= other._producers
+
     def forget_expired(self) -> None:
         """Frees the memory of producers that expired long ago."""
         oldest = self._clock.now_ms() - _FORGOTTEN_AFTER_MS

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from raystream import batch as b
 from raystream.errors import CorruptBatch, StorageError
+from raystream.explicit import Rows, rows_of
 from raystream.messages import Span
 from raystream.storage.segment import Placed, Segment, timestamp_of
 
@@ -94,6 +96,8 @@ def _first_row(
     offsets: tuple[int, int],
 ) -> tuple[int, int] | None:
     header = placed.header
+    if header.is_explicit:
+        return _first_explicit(segment, placed, schema, timestamp_ms, offsets)
     first = max(offsets[0] - header.base_offset, 0)
     if header.attributes & b.ATTR_APPEND_TIME:
         return header.base_offset + first, header.append_time_ms
@@ -101,20 +105,34 @@ def _first_row(
         return header.base_offset, header.first_timestamp_ms
     if time_column is None or time_column not in schema.names:
         return header.base_offset + first, header.max_timestamp_ms
-    message = segment.files.read(segment.path, placed.position, header.message_bytes)
-    try:
-        b.check_producer_crc(memoryview(message), header)
-        rows = b.decode(message, schema)
-    except CorruptBatch as error:
-        raise segment.corrupt(placed.position, header.base_offset, str(error)) from None
-    times = _milliseconds(rows.column(time_column))[first : offsets[1] - header.base_offset]
+    rows = _rows(segment, placed, schema).rows
+    times = in_milliseconds(rows.column(time_column))[first : offsets[1] - header.base_offset]
     row = pc.index(pc.fill_null(pc.greater_equal(times, timestamp_ms), False), True).as_py()
     if row < 0:
         return None
     return header.base_offset + first + row, times[row].as_py()
 
 
-def _milliseconds(column: pa.Array) -> pa.Array:
+def _first_explicit(
+    segment: Segment, placed: Placed, schema: pa.Schema, timestamp_ms: int, offsets: tuple[int, int]
+) -> tuple[int, int] | None:
+    rows = _rows(segment, placed, schema)
+    times = rows.timestamps.to_numpy()
+    at = np.flatnonzero((rows.offsets >= offsets[0]) & (rows.offsets < offsets[1]) & (times >= timestamp_ms))
+    return (int(rows.offsets[at[0]]), int(times[at[0]])) if len(at) else None
+
+
+def _rows(segment: Segment, placed: Placed, schema: pa.Schema) -> Rows:
+    message = segment.files.read(segment.path, placed.position, placed.header.message_bytes)
+    try:
+        b.check_producer_crc(memoryview(message), placed.header)
+        return rows_of(message, placed.header, schema)
+    except CorruptBatch as error:
+        raise segment.corrupt(placed.position, placed.header.base_offset, str(error)) from None
+
+
+def in_milliseconds(column: Any) -> Any:
+    """A time column as int64 milliseconds; integers are taken as milliseconds."""
     if pa.types.is_temporal(column.type):
         column = column.cast(pa.timestamp("ms"), safe=False)
     return column.cast(pa.int64(), safe=False)

@@ -19,7 +19,17 @@ from raystream.storage.epochs import Epochs
 from raystream.storage.files import TEMPORARY_SUFFIX, Files
 from raystream.storage.index import Index
 from raystream.storage.producer_state import ProducerState
-from raystream.storage.segment import INDEX_SUFFIX, LOG_SUFFIX, Identity, Segment, Tail, after, segment_name
+from raystream.storage.segment import (
+    INDEX_SUFFIX,
+    LOG_SUFFIX,
+    Identity,
+    Segment,
+    SegmentName,
+    Tail,
+    after,
+    segment_name,
+    tail_of,
+)
 
 SNAPSHOT_SUFFIX: Final = ".producers"
 _SCAN_BYTES: Final = 4 << 20
@@ -37,12 +47,23 @@ class Recovered:
     epochs: Epochs
     snapshot_offset: int
     changed: bool
+    cleaned_to: int
+    compacted: bool
 
 
 def offset_in_name(name: str, suffix: str) -> int | None:
     """The offset that a file of the log is named by, or None where it is no such file."""
     stem = name.removesuffix(suffix)
     return int(stem) if name.endswith(suffix) and len(stem) == 20 and stem.isascii() and stem.isdigit() else None
+
+
+def segment_in_name(name: str) -> SegmentName | None:
+    """The segment whose file has that name, or None where it is no such file."""
+    offset, dash, generation = name.removesuffix(LOG_SUFFIX).partition("-")
+    base_offset = offset_in_name(offset + LOG_SUFFIX, LOG_SUFFIX) if name.endswith(LOG_SUFFIX) else None
+    if base_offset is None or (dash and not (len(generation) == 6 and generation.isascii() and generation.isdigit())):
+        return None
+    return SegmentName(base_offset, int(generation or 0))
 
 
 class Recovery:
@@ -59,15 +80,18 @@ class Recovery:
         self._epochs = Epochs()
         self._producers = ProducerState(clock)
         self._producers_from = 0  # batches at or past this offset are still to be recorded
+        self._replaced: list[SegmentName] = []  # by what compaction wrote, which stands beside them
+        self._compacted = False
 
     def run(self) -> Recovered:
         """Raises CorruptLog or NewerFormat, and then leaves the files as they were."""
         checkpoint = self._read_checkpoint()
-        bases = sorted(o for name in self._names if (o := offset_in_name(name, LOG_SUFFIX)) is not None)
+        bases = self._segment_names()
         if checkpoint is not None:
             self._check_against(checkpoint, bases)
             self._high_watermark = checkpoint.high_watermark
             self._epochs = Epochs(checkpoint.epochs)
+            bases = self._without_deleted(checkpoint, bases)
         snapshot_offset = self._load_snapshot(checkpoint)
         segments = self._open_segments(checkpoint, bases)
         end_offset = segments[-1].tail.end_offset if segments else self._end_without_segments(checkpoint, bases)
@@ -87,7 +111,32 @@ class Recovery:
             self._epochs,
             snapshot_offset,
             self._changed or checkpoint is None,
+            min(checkpoint.cleaned_to, end_offset) if checkpoint is not None else 0,
+            self._compacted or (checkpoint is not None and checkpoint.compacted),
         )
+
+    def _segment_names(self) -> list[SegmentName]:
+        """The log's segments in order, without those that compaction had replaced and not yet removed: a segment of a
+        generation stands for all that begins in it."""
+        names = [found for name in self._names if (found := segment_in_name(name)) is not None]
+        latest = {name.base_offset: name for name in sorted(names)}
+        current: list[SegmentName] = []
+        covered_to = -1
+        for name in latest.values():
+            if name.base_offset >= covered_to:
+                current.append(name)
+                covered_to = self._end_of(name) if name.generation else -1
+        self._compacted = any(name.generation for name in current)
+        self._replaced = [name for name in names if name not in current]
+        return current
+
+    def _end_of(self, name: SegmentName) -> int:
+        segment = Segment(self._files, self._directory, name.base_offset, self._identity, name.generation)
+        loaded = segment.load_index_file()
+        if loaded is not None and loaded[1].log_bytes == self._files.size(segment.path):
+            return loaded[1].end_offset
+        data = self._files.map(segment.path)
+        return segment.scan(data, segment.read_head(data))[1].end_offset
 
     # Checkpoint and snapshot ----------------------------------------------------------------------------------------
 
@@ -111,9 +160,20 @@ class Recovery:
             )
         return checkpoint
 
-    def _check_against(self, checkpoint: Checkpoint, bases: list[int]) -> None:
-        if checkpoint.segment >= 0 and (checkpoint.segment not in bases or bases[0] > checkpoint.start_offset):
+    def _check_against(self, checkpoint: Checkpoint, bases: list[SegmentName]) -> None:
+        there = checkpoint.segment < 0 or any(name.base_offset == checkpoint.segment for name in bases)
+        if not there or (checkpoint.segment >= 0 and bases[0].base_offset > checkpoint.start_offset):
             raise self._missing(checkpoint, "a segment file is missing")
+
+    def _without_deleted(self, checkpoint: Checkpoint, bases: list[SegmentName]) -> list[SegmentName]:
+        """A checkpoint of a log without segments: those that begin below its end were about to be removed, and another
+        is begun only once they are."""
+        if checkpoint.segment >= 0 or not bases or bases[0].base_offset >= checkpoint.offset:
+            return bases
+        for name in bases:
+            self._files.unlink(f"{self._directory}/{segment_name(*name)}{LOG_SUFFIX}")
+        self._changed = True
+        return []
 
     def _missing(self, checkpoint: Checkpoint, what: str) -> CorruptLog:
         path = f"{self._directory}/{segment_name(max(checkpoint.segment, 0))}{LOG_SUFFIX}"
@@ -174,18 +234,16 @@ class Recovery:
 
     # Segments -------------------------------------------------------------------------------------------------------
 
-    def _open_segments(self, checkpoint: Checkpoint | None, bases: list[int]) -> tuple[Segment, ...]:
+    def _open_segments(self, checkpoint: Checkpoint | None, bases: list[SegmentName]) -> tuple[Segment, ...]:
         trusted_below = checkpoint.segment if checkpoint is not None else -1
         segments: list[Segment] = []
         expected = checkpoint.offset if checkpoint is not None else None
-        for place, base in enumerate(bases):
-            segment = Segment(self._files, self._directory, base, self._identity)
+        for place, (base, generation) in enumerate(bases):
+            segment = Segment(self._files, self._directory, base, self._identity, generation)
             if base < trusted_below:
-                end = bases[place + 1]
+                end = bases[place + 1].base_offset
                 size = self._files.size(segment.path)
-                segments.append(
-                    Segment.sealed(self._files, self._directory, base, self._identity, end_offset=end, size=size)
-                )
+                segments.append(segment.as_sealed(end_offset=end, size=size))
                 continue
             point = checkpoint if checkpoint is not None and base == checkpoint.segment else None
             if point is None and expected is not None and base != expected:
@@ -197,8 +255,8 @@ class Recovery:
                 expected = segment.tail.end_offset
         return tuple(segments)
 
-    def _end_without_segments(self, checkpoint: Checkpoint | None, bases: list[int]) -> int:
-        return max(checkpoint.offset if checkpoint is not None else 0, bases[-1] if bases else 0)
+    def _end_without_segments(self, checkpoint: Checkpoint | None, bases: list[SegmentName]) -> int:
+        return max(checkpoint.offset if checkpoint is not None else 0, bases[-1].base_offset if bases else 0)
 
     def _scan(self, segment: Segment, point: Checkpoint | None, *, last: bool) -> bool:
         """Checks a segment from the recovery point `point` (None: from its head) on, and cuts what is torn. False where
@@ -212,6 +270,7 @@ class Recovery:
         except CorruptLog as bad:
             self._refuse_or_cut(segment, data, bad, 0, point, last=last)
             return False
+        self._compacted = self._compacted or segment.explicit
         index, tail = self._known_part(segment, point)
         position = tail.size or head_bytes
         try:
@@ -240,7 +299,7 @@ class Recovery:
             return Index(), Tail(segment.base_offset, 0)
         index, coverage = loaded
         index.cut(point.position)
-        return index, Tail(point.offset, point.position, coverage.max_timestamp_ms, coverage.first_append_ms)
+        return index, tail_of(coverage)._replace(end_offset=point.offset, size=point.position)
 
     def _note(self, header: b.BatchHeader) -> None:
         self._high_watermark = max(self._high_watermark, header.high_watermark)
@@ -295,7 +354,10 @@ class Recovery:
             if segment not in kept:
                 self._files.unlink(segment.path)
                 self._changed = True
-        stems = {segment_name(segment.base_offset) for segment in kept}
+        for replaced in self._replaced:
+            self._files.unlink(f"{self._directory}/{segment_name(*replaced)}{LOG_SUFFIX}")
+            self._changed = True
+        stems = {segment_name(segment.base_offset, segment.generation) for segment in kept}
         for name in self._names:
             orphan = name.endswith(INDEX_SUFFIX) and name.removesuffix(INDEX_SUFFIX) not in stems
             taken_at = offset_in_name(name, SNAPSHOT_SUFFIX)

@@ -43,6 +43,7 @@ def patch_for(log: Log, segment: Segment, damage: Damage, fetch: Fetch) -> Patch
     Raises what `fetch` raises, and CorruptBatch where what it gives is no better, or is another log's.
     """
     schema_id = segment.header_at(damage.end_position).schema_id if damage.offset == damage.end_offset else 0
+    explicit = segment.header_at(damage.end_position).is_explicit if damage.offset == damage.end_offset else False
     data = bytearray()
     offset = damage.offset
     while offset < damage.end_offset:
@@ -52,10 +53,10 @@ def patch_for(log: Log, segment: Segment, damage: Damage, fetch: Fetch) -> Patch
         for header, message in b.walk(batches):
             _check(log, segment, header, message, offset)
             offset = header.next_offset
-            schema_id = schema_id or header.schema_id
+            schema_id, explicit = schema_id or header.schema_id, explicit or header.is_explicit
         data += batches
     if damage.position == 0:
-        data[:0] = log.heads.head(schema_id)  # every replica makes the same for itself
+        data[:0] = log.heads.head(schema_id, explicit=explicit)  # every replica makes the same for itself
     if offset != damage.end_offset or len(data) != damage.end_position - damage.position:
         raise CorruptBatch(
             f"the other replica has {len(data)} bytes up to offset {offset}; {damage.end_position - damage.position} "

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 from raystream import batch as b
 from raystream.errors import CorruptBatch, CorruptLog, NewerFormat
+from raystream.explicit import is_explicit_schema
 from raystream.schema import read_schema_message
 from raystream.storage.files import Files
 from raystream.storage.index import NO_TIMESTAMP, Coverage, Index, read_index
@@ -30,12 +31,21 @@ class Identity(NamedTuple):
 
 
 class Tail(NamedTuple):
-    """Where a segment ends. `first_append_ms` is the append time of its first batch (0: it has none)."""
+    """Where a segment ends. `first_append_ms` is the append time of its first batch (0: it has none), `last_append_ms`
+    the greatest of its batches."""
 
     end_offset: int
     size: int
     max_timestamp_ms: int = NO_TIMESTAMP
     first_append_ms: int = 0
+    last_append_ms: int = 0
+
+
+class SegmentName(NamedTuple):
+    """What a segment file's name says."""
+
+    base_offset: int
+    generation: int = 0
 
 
 class Placed(NamedTuple):
@@ -45,9 +55,10 @@ class Placed(NamedTuple):
     header: b.BatchHeader
 
 
-def segment_name(base_offset: int) -> str:
-    """The file name without suffix: names sort as offsets do."""
-    return f"{base_offset:020d}"
+def segment_name(base_offset: int, generation: int = 0) -> str:
+    """The file name without suffix: names sort as offsets do. What compaction writes has a generation from 1 on, so
+    that a name never stands for other bytes than before."""
+    return f"{base_offset:020d}" if not generation else f"{base_offset:020d}-{generation:06d}"
 
 
 def timestamp_of(header: b.BatchHeader) -> int:
@@ -56,38 +67,47 @@ def timestamp_of(header: b.BatchHeader) -> int:
 
 
 class Segment:
-    """A segment of one log. Made by `new`, `sealed` or recovery."""
+    """A segment of one log. Made by `new` or recovery."""
 
-    def __init__(self, files: Files, directory: str, base_offset: int, identity: Identity) -> None:
+    def __init__(self, files: Files, directory: str, base_offset: int, identity: Identity, generation: int = 0) -> None:
         self.files = files
         self.base_offset = base_offset
         self.identity = identity
-        self.path = f"{directory}/{segment_name(base_offset)}{LOG_SUFFIX}"
-        self.index_path = f"{directory}/{segment_name(base_offset)}{INDEX_SUFFIX}"
+        self.generation = generation
+        self.path = f"{directory}/{segment_name(base_offset, generation)}{LOG_SUFFIX}"
+        self.index_path = f"{directory}/{segment_name(base_offset, generation)}{INDEX_SUFFIX}"
         self.index_saved = False
         self._schema_id = 0
+        self._explicit = False
         self._tail = Tail(base_offset, 0)
         self._index: Index | None = None
         self._recent: list[tuple[int, int]] = []
         self._loading = threading.Lock()
 
     @classmethod
-    def new(cls, files: Files, directory: str, base_offset: int, identity: Identity, schema_id: int) -> Segment:
+    def new(
+        cls,
+        files: Files,
+        directory: str,
+        base_offset: int,
+        identity: Identity,
+        schema_id: int,
+        *,
+        explicit: bool = False,
+        generation: int = 0,
+    ) -> Segment:
         """A segment that is about to be written; its tail is empty until `extend`."""
-        segment = cls(files, directory, base_offset, identity)
+        segment = cls(files, directory, base_offset, identity, generation)
         segment._schema_id = schema_id
+        segment._explicit = explicit
         segment._index = Index()
         return segment
 
-    @classmethod
-    def sealed(
-        cls, files: Files, directory: str, base_offset: int, identity: Identity, *, end_offset: int, size: int
-    ) -> Segment:
-        """A segment that is complete on the disk; its index is read when somebody needs it."""
-        segment = cls(files, directory, base_offset, identity)
-        segment._tail = Tail(end_offset, size)
-        segment.index_saved = True
-        return segment
+    def as_sealed(self, *, end_offset: int, size: int) -> Segment:
+        """Itself, complete on the disk; its index is read when somebody needs it."""
+        self._tail = Tail(end_offset, size)
+        self.index_saved = True
+        return self
 
     # What it holds --------------------------------------------------------------------------------------------------
 
@@ -101,6 +121,13 @@ class Segment:
         if self._schema_id == 0:
             self._load()
         return self._schema_id
+
+    @property
+    def explicit(self) -> bool:
+        """Whether compaction wrote its batches: their offsets stand in a column."""
+        if self._schema_id == 0:
+            self._load()
+        return self._explicit
 
     @property
     def index(self) -> Index:
@@ -120,17 +147,18 @@ class Segment:
         """
         index = self.index
         recent = self._recent
-        end_offset, _, newest, first_append_ms = self._tail
+        end_offset, _, newest, first_append_ms, last_append_ms = self._tail
         for position, base_offset, append_time_ms, header in placed:
             index.offer(base_offset, position, newest)
             recent.append((base_offset, position))
             newest = max(newest, append_time_ms if header.attributes & b.ATTR_APPEND_TIME else header.max_timestamp_ms)
             end_offset = base_offset + header.last_offset_delta + 1
             first_append_ms = first_append_ms or append_time_ms
+            last_append_ms = max(last_append_ms, append_time_ms)
         if len(recent) > 2 * _RECENT_BATCHES:
             self._recent = recent[-_RECENT_BATCHES:]  # a new list: somebody may be looking into the old one
         self.index_saved = False
-        self._tail = Tail(end_offset, size, newest, first_append_ms)
+        self._tail = Tail(end_offset, size, newest, first_append_ms, last_append_ms)
 
     def seal(self) -> None:
         """Forgets what only an active segment needs."""
@@ -144,7 +172,14 @@ class Segment:
         if self.index_saved or index is None:
             return
         coverage = Coverage(
-            self._schema_id, self.base_offset, tail.end_offset, tail.size, tail.max_timestamp_ms, tail.first_append_ms
+            self._schema_id,
+            self.base_offset,
+            tail.end_offset,
+            tail.size,
+            tail.max_timestamp_ms,
+            tail.first_append_ms,
+            tail.last_append_ms,
+            self._explicit,
         )
         self.files.write_atomically(self.index_path, index.to_bytes(coverage), durable=durable)
         self.index_saved = True
@@ -152,8 +187,8 @@ class Segment:
     def shortened(self, end_offset: int, size: int) -> Segment:
         """The same segment as it will be once its file ends at `size`, a border between batches. Its greatest
         timestamp stays what it was: an upper bound, which is all that look-ups need."""
-        segment = Segment(self.files, self.path.rpartition("/")[0], self.base_offset, self.identity)
-        segment._schema_id = self.schema_id
+        segment = Segment(self.files, self.path.rpartition("/")[0], self.base_offset, self.identity, self.generation)
+        segment._schema_id, segment._explicit = self.schema_id, self.explicit
         segment._index = Index(bytes(self.index.entries))
         segment._index.cut(size)
         segment._tail = self.loaded_tail()._replace(end_offset=end_offset, size=size)
@@ -238,7 +273,9 @@ class Segment:
                 if header.last_offset_delta < 0:
                     raise CorruptBatch("it states less than one offset")
                 if check_bodies_from is not None and position >= check_bodies_from:
-                    b.row_count(rest[: header.message_bytes], header)
+                    rows = b.row_count(rest[: header.message_bytes], header)
+                    if rows > header.last_offset_delta + 1:
+                        raise CorruptBatch(f"it holds {rows} rows and states {header.last_offset_delta + 1} offsets")
                     b.check_producer_crc(rest, header)
             except NewerFormat as error:
                 raise NewerFormat(f"{self.path}, position {position}: {error}", path=self.path) from None
@@ -271,6 +308,7 @@ class Segment:
         if head.topic_id != self.identity.topic_id:
             raise self.corrupt(0, self.base_offset, f"it belongs to topic {head.topic_id}")
         self._schema_id = head.schema_id
+        self._explicit = is_explicit_schema(head.schema)
         return head.message_bytes
 
     def _load(self) -> Index:
@@ -292,19 +330,21 @@ class Segment:
         return index
 
     def load_index_file(self) -> tuple[Index, Coverage] | None:
-        """What the index file says, or None where it is missing, damaged, another segment's or a later version's."""
+        """What the index file says, or None where it is missing, damaged, another segment's, a later version's, or of
+        an early one that did not state the last append time."""
         try:
             index, coverage = read_index(self.files.read(self.index_path))
         except (FileNotFoundError, CorruptBatch, NewerFormat):
             return None
-        return (index, coverage) if coverage.base_offset == self.base_offset and coverage.schema_id else None
+        whole = coverage.base_offset == self.base_offset and coverage.schema_id and coverage.last_append_ms
+        return (index, coverage) if whole else None
 
     def _adopt(self, coverage: Coverage) -> None:
-        self._schema_id = coverage.schema_id
-        self._tail = Tail(coverage.end_offset, coverage.log_bytes, coverage.max_timestamp_ms, coverage.first_append_ms)
+        self._schema_id, self._explicit = coverage.schema_id, coverage.explicit
+        self._tail = tail_of(coverage)
 
     def _rebuild_index(self) -> Index:
-        end_offset, size, _, _ = self._tail
+        end_offset, size = self._tail[:2]
         data = self.files.map(self.path)
         if len(data) != size:
             raise self.corrupt(min(len(data), size), end_offset, f"{len(data)} bytes are there instead of {size}")
@@ -336,6 +376,18 @@ def after(tail: Tail, header: b.BatchHeader, size: int) -> Tail:
         size,
         max(tail.max_timestamp_ms, timestamp_of(header)),
         tail.first_append_ms or header.append_time_ms,
+        max(tail.last_append_ms, header.append_time_ms),
+    )
+
+
+def tail_of(coverage: Coverage) -> Tail:
+    """The tail of the part of a segment that an index file covers."""
+    return Tail(
+        coverage.end_offset,
+        coverage.log_bytes,
+        coverage.max_timestamp_ms,
+        coverage.first_append_ms,
+        coverage.last_append_ms,
     )
 
 

@@ -86,6 +86,7 @@ class FakePartition:
         self.batches: list[Stored] = []
         self.start_offset = 0
         self.end_offset = 0
+        self.compacted = False
         self.errors: deque[Exception] = deque()
         self.fetches: list[m.FetchRequest] = []
         self.span_path: str | None = None
@@ -166,7 +167,7 @@ class FakePartition:
     async def list_offsets(self, request: m.ListOffsetsRequest, *, timeout_ms: float) -> m.OffsetReply:
         self._fail()
         if request.timestamp_ms == m.EARLIEST_TIMESTAMP:
-            return m.OffsetReply(offset=self.start_offset)
+            return m.OffsetReply(offset=self.start_offset, compacted=self.compacted)
         if request.timestamp_ms == m.LATEST_TIMESTAMP:
             return m.OffsetReply(offset=self.end_offset)
         for stored in self.batches:

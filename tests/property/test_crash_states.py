@@ -27,7 +27,7 @@ def encoded(values: tuple[bytes, ...], sequence: int, schema_id: int) -> Message
 
 
 class Script:
-    """A life of a log: rolls, checkpoints, a deletion. Remembers what was promised before the disk gave up."""
+    """A life of a log: rolls, checkpoints, deletions. Remembers what was promised before the disk gave up."""
 
     def __init__(self, files: MemoryFiles) -> None:
         self.files = files
@@ -56,6 +56,11 @@ class Script:
                 self.aimed_start = 9
                 log.delete_before(9)
                 self.start = 9
+            if step == 10:
+                self.flushed = commit(log)
+                self.aimed_start = self.flushed
+                log.delete_before(self.flushed, active_too=True)
+                self.start = self.flushed
         log.close()
         self.flushed = len(self.written)
 

@@ -175,3 +175,23 @@ def test_headers_are_found_in_damaged_bytes_when_they_are_whole() -> None:
 def test_sequences_wrap() -> None:
     assert b.advance_sequence(2**31 - 1, 1) == 0
     assert b.advance_sequence(2**31 - 5, 10) == 5
+
+
+@pytest.mark.parametrize("compression", [None, "lz4", "zstd"])
+def test_nulls_and_compression_are_read_without_decoding(compression: str | None) -> None:
+    columns = {
+        "s": pa.array([{"x": 1, "y": [1, 2]}, None, {"x": None, "y": None}]),
+        "m": pa.array([[("a", b"1")], None, []], pa.map_(pa.string(), pa.binary())),
+        "k": pa.array(["a", None, None]),
+        "z": pa.array([1, None, 3]),
+    }
+    rows = pa.RecordBatch.from_pydict(columns)
+    fields = b.ProducerFields(
+        topic_id="00" * 16, partition=0, last_offset_delta=2, first_timestamp_ms=0, max_timestamp_ms=0
+    )
+    message = b.encode(rows, fields, compression=compression)
+    nulls = {name: b.null_count(message, b.array_place(rows.schema, name)) for name in columns}
+    assert nulls == {"s": 1, "m": 1, "k": 2, "z": 1}
+    assert b.compression_of(message) == compression
+    with pytest.raises(CorruptBatch, match="has no array 99"):
+        b.null_count(message, 99)

@@ -434,3 +434,13 @@ def test_statistics(cluster: FakeCluster) -> None:
     assert producer.stats.latency_ms > 0
     assert "10 records acknowledged" in repr(producer)
     assert isinstance(producer, Producer)
+
+
+def test_a_compacted_topic_takes_no_record_without_a_key(cluster: FakeCluster) -> None:
+    cluster.create("t", 1, config={"cleanup_policy": "compact"})
+    producer = cluster.producer()
+    for value in (b"v", "v", None):
+        with pytest.raises(InvalidRecord, match=r"topic .t. is compacted .* give a key"):
+            producer.send("t", value)
+    assert producer.send("t", b"v", key=b"k").result(WAIT_S).offset == 0
+    assert producer.send("t", None, key="k").result(WAIT_S).offset == 1

@@ -67,6 +67,17 @@ def test_settings_are_checked_and_the_nearest_name_is_given() -> None:
         House(1).create("t", config={"segment_bytes": 1})
 
 
+def test_a_typed_topic_without_a_key_column_is_not_compacted() -> None:
+    house = House(1)
+    with pytest.raises(InvalidConfig, match="has no key column"):
+        house.create("t", schema=b"s", config={"cleanup_policy": "compact"})
+    house.create("t", schema=b"s")
+    with pytest.raises(InvalidConfig, match="has no key column"):
+        house.controller.alter_topic(AlterTopicRequest(name="t", config={"cleanup_policy": "compact,delete"}))
+    house.create("u", "b" * 32, schema=b"s", key="k", config={"cleanup_policy": "compact", "retention_ms": None})
+    house.create("v", "c" * 32, config={"cleanup_policy": "compact", "max_compaction_lag_ms": 5})
+
+
 def test_a_topic_is_created_once() -> None:
     house = House(1)
     house.create("t", partitions=3)

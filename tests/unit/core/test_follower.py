@@ -195,3 +195,10 @@ def test_the_high_watermark_covers_only_what_is_on_the_disk_and_never_moves_back
     assert (node.high_watermark, node.answer(send(8)).flushed_end_offset) == (11, 12)
     assert node.accept(send(12, high_watermark=3), ()) == 0
     assert node.high_watermark == 11
+
+
+def test_a_rewritten_batch_over_the_logs_end_is_a_gap_and_no_damage() -> None:
+    """Sent before the follower's end was known to its leader: it is asked again."""
+    node = aligned()
+    assert node.accept(send(9), (BatchAt(9, 12, 5, rewritten=True),)) is None
+    assert not node.quarantined

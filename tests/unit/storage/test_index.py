@@ -11,7 +11,7 @@ from crc32c import crc32c
 from raystream.errors import CorruptBatch, NewerFormat
 from raystream.storage.index import HEADER_BYTES, INTERVAL_BYTES, NO_TIMESTAMP, Coverage, Index, read_index
 
-COVERAGE = Coverage(3, 100, 900, 10_000_000, 77, 55)
+COVERAGE = Coverage(3, 100, 900, 10_000_000, 77, 55, 66)
 
 
 def index_of(batches: list[tuple[int, int, int]]) -> Index:

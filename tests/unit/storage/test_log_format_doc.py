@@ -14,6 +14,7 @@ from crc32c import crc32c
 from raystream import batch as b
 from raystream.storage import index, producer_state
 from raystream.storage.files import DiskFiles
+from tests.fakes.compacting import clean, keyed, rows_in
 from tests.fakes.logs import append, commit, log_files, message, open_log
 
 DOC = (Path(__file__).parents[3] / "docs" / "log-format.md").read_text()
@@ -42,6 +43,19 @@ def test_the_documented_reader_reads_every_segment(directory: str) -> None:
     read_segment = reader()
     rows = [row for path in log_files(directory) for row in read_segment(path)]
     assert [(offset, row["value"]) for offset, row in rows] == [(i, b"%d" % i) for i in range(40)]
+
+
+def test_the_documented_reader_reads_what_compaction_wrote(tmp_path: Path) -> None:
+    path = f"{tmp_path}/p"
+    log = open_log(DiskFiles(), path, segment_bytes=4_000)
+    for i in range(30):
+        append(log, keyed([(b"k%d" % (i % 4), b"%d" % i), (b"other", b"x")]))
+    commit(log)
+    clean(log)
+    read_segment = reader()
+    rows = [(offset, row["key"], row["value"]) for path in log_files(path) for offset, row in read_segment(path)]
+    assert rows == rows_in(log) and len(rows) < 60
+    log.close()
 
 
 def test_the_documented_reader_notices_damage(directory: str) -> None:
