@@ -342,9 +342,9 @@ class Consumer:
         """As `lag` of the consumer."""
         return await _in_thread(self.sync.lag)
 
-    async def close(self) -> None:
+    async def close(self, *, leave: bool | None = None) -> None:
         """As `close` of the consumer."""
-        await _in_thread(self.sync.close, processed=sys.exc_info()[1] is None)
+        await _in_thread(self.sync.close, processed=sys.exc_info()[1] is None, leave=leave)
 
     async def __aenter__(self) -> Self:
         return self

@@ -343,11 +343,13 @@ class Cluster:
         key_deserializer: Callable[[bytes], Any] | None = None,
         value_deserializer: Callable[[bytes], Any] | None = None,
         client_id: str = "",
+        group_instance_id: str | None = None,
         **settings: Any,
     ) -> Consumer:
         """A consumer of one topic, several, or those a pattern matches; with `group=None` it reads alone.
 
-        `start` counts where the group has no position. `settings` are those of `raystream.config.ConsumerConfig`.
+        `start` counts where the group has no position. `group_instance_id` makes it a static member, whose restart
+        within the session timeout moves no partition. `settings` are those of `raystream.config.ConsumerConfig`.
         """
         consumer = Consumer(
             self._routing,
@@ -359,6 +361,7 @@ class Cluster:
             key_deserializer=key_deserializer,
             value_deserializer=value_deserializer,
             client_id=client_id,
+            group_instance_id=group_instance_id,
             produce=self._send_dead_letter,
         )
         self._consumers.add(consumer)

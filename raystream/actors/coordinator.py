@@ -33,6 +33,7 @@ from raystream.client.admin import Admin
 from raystream.client.loop import BackgroundLoop
 from raystream.client.routing import Routing
 from raystream.clock import SystemClock
+from raystream.core.assignors import Topics
 from raystream.core.compaction import Compaction
 from raystream.core.coordinator import Coordinator
 from raystream.core.groups import Decision
@@ -58,7 +59,7 @@ class CoordinatorActor:
         self._loop = BackgroundLoop("raystream-coordinator-loop")
         self._routing = Routing(RayDirectory(namespace), self._clock)
         self._state: Coordinator | None = None
-        self._topics: dict[str, int] = {}
+        self._topics = Topics({}, {})
         self._topic_ids: dict[str, str] = {}
         self._topics_known = threading.Event()
         self._log = OffsetsLog(self._routing, self._loop, self._clock, Compaction())
@@ -224,7 +225,10 @@ class CoordinatorActor:
             if reply.topics is None:
                 continue
             self._topic_ids = {topic.name: topic.topic_id for topic in reply.topics}
-            self._topics = {topic.name: len(topic.partitions) for topic in reply.topics}
+            self._topics = Topics(
+                {topic.name: len(topic.partitions) for topic in reply.topics},
+                {(topic.name, p.partition): p.node_id for topic in reply.topics for p in topic.partitions},
+            )
             self._topics_known.set()
             self._writer.submit(self._know_topics)
 

@@ -47,6 +47,9 @@ class Consumer:
     one, when a partition moves to another member, and at close. So a member that is killed repeats the batch it had in
     hand and no more. A record whose handling raised is not committed and comes again in the next life of the group.
 
+    With `group_instance_id` it is a static member: a restart within `session_timeout_ms` moves nothing, and the newest
+    consumer of that name takes the place of an older one, which gets FencedMember.
+
     `start` counts where there is no committed position (always, without a group). Errors that may pass are retried
     without end and never raised. One thread iterates; `stop`, `commit`, `pause`, `seek` and the looks at positions
     may be called from any.
@@ -64,6 +67,7 @@ class Consumer:
         key_deserializer: Deserializer | None = None,
         value_deserializer: Deserializer | None = None,
         client_id: str = "",
+        group_instance_id: str | None = None,
         produce: Produce | None = None,
     ) -> None:
         self._subscription = _subscription(topics)
@@ -88,6 +92,7 @@ class Consumer:
             group=group,
             start=start,
             client=client_id or f"{socket.gethostname()}:{os.getpid()}",
+            instance_id=_instance_id(group_instance_id, group),
         )
         # Background tasks hold the session and the buffer, never this object: when it goes, they end.
         self._finalizer = weakref.finalize(self, _abandon, loop, self._session, self._buffer, self._pid)
@@ -288,19 +293,20 @@ class Consumer:
     def closed(self) -> bool:
         return self._closed
 
-    def close(self, *, processed: bool | None = None) -> None:
-        """Commits what is processed and leaves the group at once.
+    def close(self, *, processed: bool | None = None, leave: bool | None = None) -> None:
+        """Commits what is processed and leaves the group at once; a static member keeps its partitions for the session
+        timeout, unless `leave` is True.
 
         `processed` says whether what is in hand counts; by default it does, unless an exception is on its way through
         the caller or another thread has it.
         """
-        self._close(processed=False if processed is None and sys.exc_info()[1] is not None else processed)
+        self._close(processed=False if processed is None and sys.exc_info()[1] is not None else processed, leave=leave)
 
     def replaced(self) -> None:
         """Closes without counting what is in hand: the cell that held it was run again."""
         self._close(processed=False)
 
-    def _close(self, *, processed: bool | None, wait_s: float = CLOSE_WAIT_S) -> None:
+    def _close(self, *, processed: bool | None, wait_s: float = CLOSE_WAIT_S, leave: bool | None = None) -> None:
         if self._closed or self._pid != os.getpid():
             return
         self._closed = True
@@ -308,7 +314,7 @@ class Consumer:
         self._buffer.release(processed=processed)
         self._buffer.close()
         with contextlib.suppress(Closed, RequestTimeout):  # without a connection the session runs out by itself
-            self._loop.run(self._session.close(), wait_s)
+            self._loop.run(self._session.close(leave=leave), wait_s)
 
     def __enter__(self) -> Self:
         return self
@@ -345,6 +351,16 @@ def _one_or_all(offsets: Mapping[TopicPartition, int], topic: str | None, partit
         return offsets.get(TopicPartition(topic, partition))
     nested = by_topic(offsets)
     return nested if topic is None else nested.get(topic, {})
+
+
+def _instance_id(given: str | None, group: str | None) -> str:
+    if given is None:
+        return ""
+    if group is None:
+        raise InvalidArgument("group_instance_id names a member of a group: give group= as well")
+    if not isinstance(given, str) or not given:
+        raise InvalidArgument(f"group_instance_id is a name that this member keeps over restarts, not {given!r}")
+    return given
 
 
 def _subscription(topics: str | Sequence[str] | re.Pattern[str]) -> Subscription:

@@ -61,6 +61,7 @@ class Session:
         group: str | None,
         start: Position,
         client: str,
+        instance_id: str = "",
     ) -> None:
         self._routing = routing
         self._config = config
@@ -77,7 +78,14 @@ class Session:
         self.membership: Membership | None = None
         if group is not None:
             self.membership = Membership(
-                routing, config, buffer, self, group=group, subscription=subscription, client=client
+                routing,
+                config,
+                buffer,
+                self,
+                group=group,
+                subscription=subscription,
+                client=client,
+                instance_id=instance_id,
             )
 
     async def begin(self) -> None:
@@ -254,13 +262,13 @@ class Session:
 
     # The end --------------------------------------------------------------------------------------------------------
 
-    async def close(self) -> None:
+    async def close(self, *, leave: bool | None = None) -> None:
         """Commits what is processed, leaves the group, stops. The second call waits for the first."""
         if self._closing is None:
-            self._closing = asyncio.ensure_future(self._close())
+            self._closing = asyncio.ensure_future(self._close(leave))
         await asyncio.shield(self._closing)
 
-    async def _close(self) -> None:
+    async def _close(self, leave: bool | None) -> None:
         for task in self._tasks:
             task.cancel()
         await self._fetcher.stop_all()
@@ -269,4 +277,4 @@ class Session:
         if self._config.auto_commit:
             with contextlib.suppress(RaystreamError):
                 await self.commit_processed(CLOSE_TIMEOUT_MS)
-        await self.membership.leave()
+        await self.membership.leave(told=leave)

@@ -26,7 +26,9 @@ class GroupRecord(Record):
 @dataclass(frozen=True, slots=True)
 class MemberRecord(Record):
     """A member: what it wants, what it may hold (`assigned`), and what it was told to give up and has not yet
-    (`revoking`). `previous_epoch` is the epoch that it spoke with last, if it may not know `epoch` yet."""
+    (`revoking`). `previous_epoch` is the epoch that it spoke with last, if it may not know `epoch` yet.
+
+    A static member has an `instance_id`; `former` are the last member ids that the instance had before."""
 
     KIND: ClassVar[str] = "member"
     IDENTITY: ClassVar[tuple[str, ...]] = ("group", "member_id")
@@ -41,6 +43,12 @@ class MemberRecord(Record):
     previous_epoch: int
     assigned: tuple[Held, ...] = ()
     revoking: tuple[Held, ...] = ()
+    assignor: str = "sticky"
+    node_id: str = ""
+    host: str = ""
+    pid: int = 0
+    instance_id: str = ""
+    former: tuple[str, ...] = ()
 
     @property
     def holds(self) -> tuple[Held, ...]:

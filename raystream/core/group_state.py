@@ -73,6 +73,7 @@ class Group:
     members: dict[str, MemberRecord] = field(default_factory=dict)
     offsets: dict[Partition, OffsetRecord] = field(default_factory=dict)
     holder: dict[Partition, str] = field(default_factory=dict)
+    instances: dict[str, str] = field(default_factory=dict)
 
     plan: Plan | None = None
     presence: dict[str, Presence] = field(default_factory=dict)
@@ -89,7 +90,10 @@ class Group:
     def put_member(self, record: MemberRecord, now_ms: float) -> None:
         """Replay: a member joined or changed."""
         self._release(record.member_id)
+        self._unseat(record.member_id)
         self.members[record.member_id] = record
+        if record.instance_id:
+            self.instances[record.instance_id] = record.member_id
         for topic, number, _ in record.holds:
             self.holder[topic, number] = record.member_id
         presence = self.presence.get(record.member_id)
@@ -101,8 +105,24 @@ class Group:
     def drop_member(self, member_id: str) -> None:
         """Replay: a member is gone, and what it held is free."""
         self._release(member_id)
+        self._unseat(member_id)
         self.members.pop(member_id, None)
         self.presence.pop(member_id, None)
+
+    def _unseat(self, member_id: str) -> None:
+        member = self.members.get(member_id)
+        if member is not None and self.instances.get(member.instance_id) == member_id:
+            del self.instances[member.instance_id]
+
+    def seated(self, member: MemberRecord) -> MemberRecord | None:
+        """The life of the same static member that `member` is to take the place of."""
+        now = self.instances.get(member.instance_id) if member.instance_id else None
+        return None if now is None or now == member.member_id else self.members[now]
+
+    def successor(self, member_id: str) -> MemberRecord | None:
+        """The static member's life that took the place of `member_id`."""
+        lives = (self.members[now] for now in self.instances.values())
+        return next((member for member in lives if member_id in member.former), None)
 
     def _release(self, member_id: str) -> None:
         self.owners = None

@@ -10,6 +10,7 @@ from raystream.core import arguments
 from raystream.core.assignors import Partition
 from raystream.core.group_records import OffsetRecord
 from raystream.core.group_state import Group
+from raystream.core.membership import check_not_succeeded
 from raystream.core.records import Decision, Record, Removed, removed
 from raystream.core.topic_names import MAX_NAME_CHARACTERS
 from raystream.errors import FencedMember, GroupNotEmpty, InvalidArgument, UnknownMember
@@ -70,6 +71,7 @@ def commit(group: Group, request: m.CommitRequest, topics: KnownTopics) -> Decis
 def _check_member(group: Group, request: m.CommitRequest) -> None:
     member = group.members.get(request.member_id)
     if member is None:
+        check_not_succeeded(group, request.member_id)
         raise UnknownMember(f"group {group.name!r} does not know member {request.member_id}: join again")
     if request.member_epoch > member.epoch:
         raise FencedMember(f"member {request.member_id} is at epoch {member.epoch}, not {request.member_epoch}")

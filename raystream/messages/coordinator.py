@@ -28,6 +28,9 @@ class HeartbeatRequest:
 
     `sequence` grows with every heartbeat of the member's life, also over joins (a repeated call keeps its own): one
     that arrives after a later one is refused. 0 is not counted.
+
+    What it says when it joins: the `assignor` that it wants, its `instance_id` where it is a static member, and where
+    it runs (`node_id` is the Ray node's).
     """
 
     group: str
@@ -40,6 +43,11 @@ class HeartbeatRequest:
     session_timeout_ms: int = 10_000
     rebalance_timeout_ms: int = 60_000
     sequence: int = 0
+    assignor: str = "sticky"
+    instance_id: str = ""
+    node_id: str = ""
+    host: str = ""
+    pid: int = 0
     protocol: int = PROTOCOL
 
 
