@@ -15,7 +15,7 @@ from typing import Any, Final, Self
 
 from raystream.actors.session import Session, open_session
 from raystream.client.admin import Admin
-from raystream.client.consumer import Consumer
+from raystream.client.consumer import Consumer, OnOffsetsLost
 from raystream.client.frames import frame_schema
 from raystream.client.loop import BackgroundLoop
 from raystream.client.producer import Producer
@@ -344,12 +344,15 @@ class Cluster:
         value_deserializer: Callable[[bytes], Any] | None = None,
         client_id: str = "",
         group_instance_id: str | None = None,
+        on_offsets_lost: OnOffsetsLost = "raise",
         **settings: Any,
     ) -> Consumer:
         """A consumer of one topic, several, or those a pattern matches; with `group=None` it reads alone.
 
         `start` counts where the group has no position. `group_instance_id` makes it a static member, whose restart
-        within the session timeout moves no partition. `settings` are those of `raystream.config.ConsumerConfig`.
+        within the session timeout moves no partition. Records that retention took away before they were read are
+        reported as `on_offsets_lost` says: OffsetsLost is raised, once. `settings` are those of
+        `raystream.config.ConsumerConfig`.
         """
         consumer = Consumer(
             self._routing,
@@ -362,6 +365,7 @@ class Cluster:
             value_deserializer=value_deserializer,
             client_id=client_id,
             group_instance_id=group_instance_id,
+            on_offsets_lost=on_offsets_lost,
             produce=self._send_dead_letter,
         )
         self._consumers.add(consumer)

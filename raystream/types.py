@@ -147,7 +147,8 @@ class MemberDescription:
 
 @dataclass(frozen=True)
 class PartitionLag:
-    """How far a group is behind on one partition, in records; `lag` is None where it has no position."""
+    """How far a group is behind on one partition, in records that are there; `lag` is None where it has no position.
+    `lost` of those behind its position are there no more (see OffsetsLost)."""
 
     topic: str
     partition: int
@@ -155,6 +156,7 @@ class PartitionLag:
     end_offset: int
     lag: int | None
     member: str | None
+    lost: int = 0
 
 
 @dataclass(frozen=True)

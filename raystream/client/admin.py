@@ -266,8 +266,9 @@ class Admin:
             for partition, status in sorted(statuses.items()):
                 at = TopicPartition(topic, partition)
                 position = committed.get(at)
-                lag = None if position is None else max(0, status.end_offset - max(position, status.start_offset))
-                rows.append(PartitionLag(topic, partition, position, status.end_offset, lag, owners.get(at)))
+                lost = 0 if position is None else max(0, status.start_offset - position)
+                lag = None if position is None else max(0, status.end_offset - position - lost)
+                rows.append(PartitionLag(topic, partition, position, status.end_offset, lag, owners.get(at), lost))
         members = Rows(
             MemberDescription(
                 member.member_id,

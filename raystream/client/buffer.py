@@ -21,7 +21,7 @@ from raystream.client.delivered import Batch
 from raystream.client.fetched import Fetched, join_head
 from raystream.client.loop import LONGEST_WAIT_S
 from raystream.client.records import Deserializer, Run
-from raystream.errors import Closed, CorruptBatch, NewerFormat, RaystreamError
+from raystream.errors import Closed, CorruptBatch, NewerFormat, OffsetsLost, RaystreamError
 from raystream.types import TopicPartition
 
 Wake: TypeAlias = Callable[[], None]
@@ -40,8 +40,11 @@ class Buffer:
         check_crcs: bool,
         deserializers: tuple[Deserializer | None, Deserializer | None],
         max_batch_bytes: int = JOINED_BYTES,
+        on_lost: Callable[[OffsetsLost], object] | None = None,
     ) -> None:
         self._post = post
+        self._on_lost = on_lost
+        self._lost: deque[OffsetsLost] = deque()
         self._joined_bytes = min(max_batch_bytes, JOINED_BYTES)
         self._check_crcs = check_crcs
         self._deserializers = deserializers
@@ -90,6 +93,18 @@ class Buffer:
                 self._hand.end()
             else:
                 self._post(slot.let_go.set)
+
+    def drained(self, slot: Assigned) -> bool:
+        """Whether nothing of the partition is buffered or in the user's hands."""
+        with self._ready:
+            return not slot.queue and (self._hand is None or self._hand.slot is not slot)
+
+    def lose(self, lost: OffsetsLost) -> None:
+        """The user is told at the next call that asks for more, once."""
+        with self._ready:
+            if self._on_lost is not None:
+                self._lost.append(lost)
+                self._notify()
 
     def fail(self, error: RaystreamError, slot: Assigned | None = None) -> None:
         """Raises `error` at the user: for ever, or until a seek where it concerns one partition."""
@@ -195,6 +210,10 @@ class Buffer:
         while True:
             with self._ready:
                 self._settle()
+                lost = self._lost.popleft() if self._lost and not self._stopped else None
+            if lost is not None and self._on_lost is not None:
+                self._on_lost(lost)  # it may raise, or call the consumer
+            with self._ready:
                 slot = self._in_turn()
                 if slot is None:
                     return None
@@ -375,7 +394,7 @@ class Buffer:
 
     def _any_ready(self) -> bool:
         ready = (s for s in self._slots.values() if (s.queue or s.error) and not s.held_back)
-        return self._failure is not None or any(ready)
+        return self._failure is not None or bool(self._lost) or any(ready)
 
     def when_ready(self, wake: Wake) -> None:
         """Calls `wake` once, from any thread, when there may be something to take, or after `stop` or `close`."""

@@ -27,10 +27,11 @@ from raystream.client.records import Deserializer, Run
 from raystream.client.routing import Routing
 from raystream.client.session import Session
 from raystream.config import ConsumerConfig
-from raystream.errors import Closed, InvalidArgument, InvalidRecord, RaystreamError, RequestTimeout
+from raystream.errors import Closed, InvalidArgument, InvalidRecord, OffsetsLost, RaystreamError, RequestTimeout
 from raystream.types import LATEST, PartitionLag, Position, Record, Rows, TopicPartition
 
 T = TypeVar("T")
+OnOffsetsLost = Literal["raise", "warn"] | Callable[[OffsetsLost], Any]
 
 CLOSE_WAIT_S: Final = 8.0
 EXIT_WAIT_S: Final = 2.0
@@ -50,6 +51,10 @@ class Consumer:
     With `group_instance_id` it is a static member: a restart within `session_timeout_ms` moves nothing, and the newest
     consumer of that name takes the place of an older one, which gets FencedMember.
 
+    Where retention or `delete_records` took records away before they were read, `on_offsets_lost` says what becomes of
+    that: "raise" raises OffsetsLost, once, from the call that asks for more, and the next call goes on behind the
+    range; "warn" logs it; a callable is called with it, on the thread that iterates.
+
     `start` counts where there is no committed position (always, without a group). Errors that may pass are retried
     without end and never raised. One thread iterates; `stop`, `commit`, `pause`, `seek` and the looks at positions
     may be called from any.
@@ -68,6 +73,7 @@ class Consumer:
         value_deserializer: Deserializer | None = None,
         client_id: str = "",
         group_instance_id: str | None = None,
+        on_offsets_lost: OnOffsetsLost = "raise",
         produce: Produce | None = None,
     ) -> None:
         self._subscription = _subscription(topics)
@@ -83,6 +89,7 @@ class Consumer:
             check_crcs=config.check_crcs,
             deserializers=self._deserializers,
             max_batch_bytes=config.max_fetch_bytes,
+            on_lost=_on_lost(on_offsets_lost),
         )
         self._session = Session(
             routing,
@@ -353,7 +360,21 @@ def _one_or_all(offsets: Mapping[TopicPartition, int], topic: str | None, partit
     return nested if topic is None else nested.get(topic, {})
 
 
-def _instance_id(given: str | None, group: str | None) -> str:
+def _on_lost(given: Any) -> Callable[[OffsetsLost], object] | None:
+    if given == "warn":
+        return None
+    if given == "raise":
+        return _raise
+    if not callable(given):
+        raise InvalidArgument(f"on_offsets_lost is 'raise', 'warn' or a callable that takes OffsetsLost, not {given!r}")
+    return given
+
+
+def _raise(error: OffsetsLost) -> NoReturn:
+    raise error
+
+
+def _instance_id(given: Any, group: str | None) -> str:
     if given is None:
         return ""
     if group is None:

@@ -104,7 +104,7 @@ class Membership:
             try:
                 reply = await self._beat(self.epoch)
             except (FencedMember, UnknownMember) as error:
-                if getattr(error, "instance_id", ""):  # a newer life has the partitions: this one is over
+                if _taken_over(error):  # a newer life has the partitions: this one is over
                     self._succeeded = error
                     self._buffer.fail(error)
                     self._fenced()
@@ -289,7 +289,7 @@ class Membership:
                 if due:
                     await self._commit_once(due, left_ms)
             except (FencedMember, UnknownMember) as error:
-                if left_ms <= 0 or getattr(error, "instance_id", ""):
+                if left_ms <= 0 or _taken_over(error):
                     raise
             else:
                 left = {p: offset for p, offset in held.items() if p not in due and offset != self._owned[p].begin}
@@ -330,3 +330,8 @@ class Membership:
         if wanted and self.epoch != JOIN_EPOCH:
             with contextlib.suppress(RaystreamError):
                 await self._beat(LEAVE_EPOCH)
+
+
+def _taken_over(error: FencedMember | UnknownMember) -> bool:
+    """Whether another life of the same static member has taken the place of this one."""
+    return bool(getattr(error, "instance_id", ""))

@@ -251,13 +251,16 @@ class Session:
         return {p: offset for p, offset in (await self.membership.committed()).items() if p in slots}
 
     async def lag(self) -> Rows[PartitionLag]:
-        """How far each assigned partition's position is from its end now."""
+        """How far each assigned partition's position is from its end now, and how much of that is lost."""
         slots = self.assigned()
         ends = await resolve(self._routing, Place(word=LATEST), slots)
+        begins = await resolve(self._routing, Place(word=EARLIEST), slots)
         rows: Rows[PartitionLag] = Rows()
         for p, slot in sorted(slots.items()):
-            behind = max(ends[p] - self._buffer.position(slot), 0)
-            rows.append(PartitionLag(p.topic, p.partition, slot.committed, ends[p], behind, self._client))
+            position = self._buffer.position(slot)
+            lost = max(begins[p] - position, 0)
+            behind = max(ends[p] - position - lost, 0)
+            rows.append(PartitionLag(p.topic, p.partition, slot.committed, ends[p], behind, self._client, lost))
         return rows
 
     # The end --------------------------------------------------------------------------------------------------------

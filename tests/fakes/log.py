@@ -406,7 +406,14 @@ class FakeCluster:
 
     def consumer(self, topics: Any = "t", group: str | None = None, start: Any = "earliest", **how: Any) -> Consumer:
         """A consumer with short intervals. Consumer arguments and settings in one, as `cluster.consumer` takes them."""
-        names = ("key_deserializer", "value_deserializer", "client_id", "group_instance_id", "produce")
+        names = (
+            "key_deserializer",
+            "value_deserializer",
+            "client_id",
+            "group_instance_id",
+            "on_offsets_lost",
+            "produce",
+        )
         arguments = {name: how.pop(name) for name in names if name in how}
         quick = {"heartbeat_interval_ms": 50, "auto_commit_interval_ms": 50, "fetch_max_wait_ms": 200}
         config = build(ConsumerConfig, quick | how)

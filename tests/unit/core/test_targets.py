@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from raystream import messages as m
@@ -31,7 +33,7 @@ def test_an_assignor_that_there_is_not_is_refused() -> None:
 @pytest.mark.parametrize("assignor", ["sticky", "range", "roundrobin"])
 def test_a_new_life_of_a_static_member_takes_over_at_once_and_nothing_else_moves(assignor: str) -> None:
     house = House(t=7)
-    how = {"assignor": assignor}
+    how: dict[str, Any] = {"assignor": assignor}
     first = house.beat("z", 0, instance_id="one", **how)
     for _ in range(4):  # until everybody has what they should
         first = house.beat("z", first.member_epoch, owned(first), **how)
