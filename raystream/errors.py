@@ -273,3 +273,7 @@ class HandlerFailed(RaystreamError):
 
 class PlacementFailed(RaystreamError):
     """Ray cannot place the workers that were asked for."""
+
+
+class KeysMove(UserWarning):
+    """A topic with a key column was given more partitions: a key's records may lie in two from now on."""

@@ -136,13 +136,22 @@ class TopicDescription:
 
 @dataclass(frozen=True)
 class MemberDescription:
-    """A member of a consumer group, and where it runs."""
+    """A member of a consumer group: where it runs (`node` is the Ray node's id), how far it is behind in records, and
+    how long ago its user last asked for records (`last_poll_ms_ago`; None: not known) and its last heartbeat came.
+
+    One that is stuck in a handler goes on with its heartbeats, and its last poll grows old."""
 
     member_id: str
     client: str
     epoch: int
     partitions: tuple[TopicPartition, ...]
     last_heartbeat_ms_ago: int
+    last_poll_ms_ago: int | None = None
+    lag: int | None = None
+    host: str = ""
+    pid: int = 0
+    node: str = ""
+    instance_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -157,6 +166,16 @@ class PartitionLag:
     lag: int | None
     member: str | None
     lost: int = 0
+
+
+@dataclass(frozen=True)
+class OffsetMove:
+    """One row of what `reset_offsets` does, or would do: a position (None: there was none) and where it goes."""
+
+    topic: str
+    partition: int
+    before: int | None
+    after: int
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ from raystream.core.assignors import Topics
 from raystream.core.compaction import Compaction
 from raystream.core.coordinator import Coordinator
 from raystream.core.groups import Decision
+from raystream.core.offset_expiry import EXPIRY_LOOK_EVERY_MS
 from raystream.errors import CoordinatorNotAvailable, RaystreamError
 from raystream.ports import ControllerPort
 
@@ -71,6 +72,7 @@ class CoordinatorActor:
         self._endpoint = Endpoint("raystream-coordinator", {"commit": self.commit, "heartbeat": self.heartbeat})
         self._loop.submit(self._watch_topics())
         self._loop.submit(self._publish_lag())
+        self._loop.submit(self._look_for_expired_offsets())
 
     def pid(self) -> int:
         """The process id, by which the broker watches this actor."""
@@ -235,6 +237,15 @@ class CoordinatorActor:
     def _know_topics(self, _now_ms: float) -> Decision:
         assert self._state is not None
         return self._state.know_topics(self._topic_ids)
+
+    async def _look_for_expired_offsets(self) -> None:
+        while True:
+            await asyncio.sleep(EXPIRY_LOOK_EVERY_MS / 1000)
+            self._writer.submit(self._expire_offsets)
+
+    def _expire_offsets(self, _now_ms: float) -> Decision:
+        assert self._state is not None
+        return self._state.expire_offsets(self._clock.now_ms())
 
     async def _publish_lag(self) -> None:
         admin = Admin(self._routing)

@@ -57,6 +57,8 @@ class Buffer:
         self._failure: RaystreamError | None = None
         self._stopped = False
         self._closed = False
+        self._waiting = 0
+        self._asked = time.monotonic()
 
     # What the loop does ---------------------------------------------------------------------------------------------
 
@@ -93,6 +95,11 @@ class Buffer:
                 self._hand.end()
             else:
                 self._post(slot.let_go.set)
+
+    def asked_ms_ago(self) -> int:
+        """How long ago the user last asked for records; 0 while somebody waits for them."""
+        with self._ready:
+            return 0 if self._waiting or self._wakers else int((time.monotonic() - self._asked) * 1000)
 
     def drained(self, slot: Assigned) -> bool:
         """Whether nothing of the partition is buffered or in the user's hands."""
@@ -210,6 +217,7 @@ class Buffer:
         while True:
             with self._ready:
                 self._settle()
+                self._asked = time.monotonic()
                 lost = self._lost.popleft() if self._lost and not self._stopped else None
             if lost is not None and self._on_lost is not None:
                 self._on_lost(lost)  # it may raise, or call the consumer
@@ -389,7 +397,11 @@ class Buffer:
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 return False
-            self._ready.wait(LONGEST_WAIT_S if left is None else min(left, LONGEST_WAIT_S))
+            self._waiting += 1
+            try:
+                self._ready.wait(LONGEST_WAIT_S if left is None else min(left, LONGEST_WAIT_S))
+            finally:
+                self._waiting -= 1
             return True
 
     def _any_ready(self) -> bool:

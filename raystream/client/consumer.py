@@ -17,6 +17,7 @@ from typing import Any, Final, Literal, NoReturn, Self, TypeVar
 
 from raystream.client.assigned import Assigned
 from raystream.client.buffer import Buffer
+from raystream.client.committing import Committing
 from raystream.client.delivered import Batch
 from raystream.client.handlers import Produce, run_handlers
 from raystream.client.loop import BackgroundLoop
@@ -230,18 +231,32 @@ class Consumer:
 
     # Positions ------------------------------------------------------------------------------------------------------
 
-    def commit(self, batch: Batch | None = None) -> None:
-        """Commits everything handed out so far, or up to the end of `batch`; returns when it is durable.
+    def commit(self, batch: Batch | None = None, *, offsets: Mapping[str, Mapping[int, int]] | None = None) -> None:
+        """Commits everything handed out so far, or up to the end of `batch`, or `{topic: {partition: offset}}`; returns
+        when it is durable.
 
-        Raises FencedMember where the partitions have gone to another member meanwhile.
+        Raises FencedMember where the partitions have gone to another member meanwhile; for `offsets` InvalidArgument
+        where a partition is not assigned here, OffsetOutOfRange where an offset lies beyond the partition's end.
         """
         self._check_open()
+        if offsets is None:
+            self._call(self._session.commit(self._acknowledged(batch)))
+            return
+        if batch is not None:
+            raise InvalidArgument("commit takes either a batch or offsets=")
+        self._call(self._session.commit_at(offsets))
+
+    def commit_async(self, batch: Batch | None = None) -> Committing:
+        """As `commit`, without waiting: `result()` of what it returns, or `await`, gives the outcome. Commits keep
+        their order, whichever answers first."""
+        self._check_open()
+        return Committing(self._loop.submit(self._session.commit(self._acknowledged(batch))))
+
+    def _acknowledged(self, batch: Batch | None) -> dict[TopicPartition, int]:
         if batch is None:
-            offsets = self._buffer.acknowledge()
-        else:
-            offsets = {batch.topic_partition: batch.offsets.stop}
-            self._buffer.acknowledge_batch(batch)  # the automatic commits go on from there
-        self._call(self._session.commit(offsets))
+            return self._buffer.acknowledge()
+        self._buffer.acknowledge_batch(batch)  # the automatic commits go on from there
+        return {batch.topic_partition: batch.offsets.stop}
 
     def commit_processed(self) -> None:
         """Commits what counts as processed, everything before what is in hand, where commits are automatic."""
@@ -360,7 +375,7 @@ def _one_or_all(offsets: Mapping[TopicPartition, int], topic: str | None, partit
     return nested if topic is None else nested.get(topic, {})
 
 
-def _on_lost(given: Any) -> Callable[[OffsetsLost], object] | None:
+def _on_lost(given: Any) -> Any:
     if given == "warn":
         return None
     if given == "raise":

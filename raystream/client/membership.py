@@ -147,6 +147,7 @@ class Membership:
             node_id=self._routing.node_id or "",
             host=socket.gethostname(),
             pid=os.getpid(),
+            asked_ms_ago=self._buffer.asked_ms_ago(),
         )
         return await self._routing.call_coordinator(
             lambda port, left_ms: port.heartbeat(request, timeout_ms=left_ms),

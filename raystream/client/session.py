@@ -21,7 +21,14 @@ from raystream.client.membership import COMMIT_AGAIN_MS, Membership, Subscriptio
 from raystream.client.positions import Offsets, Place, parse, partitions_of, resolve
 from raystream.client.routing import Routing
 from raystream.config import ConsumerConfig
-from raystream.errors import FencedMember, InvalidArgument, RaystreamError, TopicNotFound, UnknownMember
+from raystream.errors import (
+    FencedMember,
+    InvalidArgument,
+    OffsetOutOfRange,
+    RaystreamError,
+    TopicNotFound,
+    UnknownMember,
+)
 from raystream.types import EARLIEST, LATEST, PartitionLag, Position, Rows, TopicPartition
 
 log = logging.getLogger("raystream")
@@ -242,6 +249,18 @@ class Session:
             raise InvalidArgument("a consumer without a group commits nothing: give it group='…'")
         if offsets:
             await self.membership.commit(offsets, timeout_ms=self._config.request_timeout_ms)
+
+    async def commit_at(self, offsets: Mapping[str, Mapping[int, int]]) -> None:
+        """Commits positions that the user names, once it is sure that they exist."""
+        named = parse(offsets, (), now_ms=0, what="offsets").offsets
+        if named is None:
+            raise InvalidArgument(f"offsets is {{topic: {{partition: offset}}}}, not {offsets!r}")
+        unread = [p for p, offset in named.items() if offset > self.slot(p).high_watermark]
+        ends = await resolve(self._routing, Place(word=LATEST), unread)
+        for p, end in ends.items():
+            if named[p] > end:
+                raise OffsetOutOfRange(f"{p} ends at offset {end:,}: {named[p]:,} cannot be committed")
+        await self.commit(named)
 
     async def committed(self) -> Offsets:
         """The group's committed offsets in the partitions that are assigned here."""

@@ -14,12 +14,14 @@ Held = tuple[str, int, int]
 @kind
 @dataclass(frozen=True, slots=True)
 class GroupRecord(Record):
-    """A group's epoch: it grows whenever members, subscriptions or partitions change."""
+    """A group's epoch: it grows whenever members, subscriptions or partitions change. `empty_since_ms` notes since when
+    (milliseconds since 1970) it is known to have positions and no members; 0: that is not so, or not noted yet."""
 
     KIND: ClassVar[str] = "group"
     IDENTITY: ClassVar[tuple[str, ...]] = ("group",)
     group: str
     epoch: int
+    empty_since_ms: int = 0
 
 
 @kind

@@ -17,21 +17,24 @@ Owners = tuple[tuple[str, str, int], ...]
 @dataclass(slots=True)
 class Presence:
     """What is soft about a member. `beat` and `commits` number the requests heard last, so that one which was
-    overtaken on its way is told apart; `revoking_ms` says since when it is to give up what."""
+    overtaken on its way is told apart; `revoking_ms` says since when it is to give up what,
+    `asked_ms` when its user last asked for records (None: it does not say)."""
 
     heard_ms: float
     revoking_ms: dict[Partition, float] = field(default_factory=dict)
     beat: int = 0
     commits: dict[Partition, int] = field(default_factory=dict)
+    asked_ms: float | None = None
 
     def overtook(self, sequence: int) -> bool:
         """Whether a later heartbeat was heard already. Those numbered 0 are not counted."""
         return 0 < sequence < self.beat
 
-    def hear(self, sequence: int, now_ms: float) -> None:
+    def hear(self, request: m.HeartbeatRequest, now_ms: float) -> None:
         """The member gave a sign of life."""
         self.heard_ms = now_ms
-        self.beat = max(self.beat, sequence)
+        self.beat = max(self.beat, request.sequence)
+        self.asked_ms = now_ms - request.asked_ms_ago if request.asked_ms_ago >= 0 else None
 
     def note_commit(self, partition: Partition, sequence: int) -> bool:
         """False where a later commit of the partition was heard already."""
@@ -74,6 +77,7 @@ class Group:
     offsets: dict[Partition, OffsetRecord] = field(default_factory=dict)
     holder: dict[Partition, str] = field(default_factory=dict)
     instances: dict[str, str] = field(default_factory=dict)
+    empty_since_ms: int = 0
 
     plan: Plan | None = None
     presence: dict[str, Presence] = field(default_factory=dict)
@@ -85,7 +89,7 @@ class Group:
         return bool(self.members or self.offsets)
 
     def record(self) -> GroupRecord:
-        return GroupRecord(self.name, self.epoch)
+        return GroupRecord(self.name, self.epoch, self.empty_since_ms)
 
     def put_member(self, record: MemberRecord, now_ms: float) -> None:
         """Replay: a member joined or changed."""

@@ -49,7 +49,7 @@ def heartbeat(group: Group, request: m.HeartbeatRequest, topics: Mapping[str, in
         return Decision((), steady)
     member = _joined(group, request) if request.member_epoch == JOIN_EPOCH else _continued(group, request, known)
     predecessor = group.seated(member)
-    group.presence.setdefault(request.member_id, Presence(now_ms)).hear(request.sequence, now_ms)
+    group.presence.setdefault(request.member_id, Presence(now_ms)).hear(request, now_ms)
     plan = group.plan = targets.planned(group, member, topics, predecessor)
     after = _reconciled(member, set(request.owned), group, plan, request.member_epoch, predecessor)
     records: list[Record | Removed] = []
@@ -96,7 +96,7 @@ def _steady_reply(
     presence = group.presence[known.member_id]
     if presence.overtook(request.sequence):
         return None
-    presence.hear(request.sequence, now_ms)
+    presence.hear(request, now_ms)
     return reply
 
 

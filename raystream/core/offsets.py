@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Final
 
@@ -65,6 +66,8 @@ def commit(group: Group, request: m.CommitRequest, topics: KnownTopics) -> Decis
             continue
         if group.offsets.get(partition) != record:
             records.append(record)
+    if records and not group.members and group.empty_since_ms:  # somebody cares for the group
+        records.append(dataclasses.replace(group.record(), empty_since_ms=0))
     return Decision(tuple(records), m.Done())
 
 

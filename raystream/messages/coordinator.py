@@ -30,7 +30,7 @@ class HeartbeatRequest:
     that arrives after a later one is refused. 0 is not counted.
 
     What it says when it joins: the `assignor` that it wants, its `instance_id` where it is a static member, and where
-    it runs (`node_id` is the Ray node's).
+    it runs (`node_id` is the Ray node's). `asked_ms_ago` is how long ago its user last asked for records (-1: unknown).
     """
 
     group: str
@@ -48,6 +48,7 @@ class HeartbeatRequest:
     node_id: str = ""
     host: str = ""
     pid: int = 0
+    asked_ms_ago: int = -1
     protocol: int = PROTOCOL
 
 
@@ -102,6 +103,11 @@ class MemberInfo:
     epoch: int
     owned: tuple[tuple[str, int], ...]
     last_heartbeat_ms_ago: int
+    last_poll_ms_ago: int = -1
+    host: str = ""
+    pid: int = 0
+    node_id: str = ""
+    instance_id: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

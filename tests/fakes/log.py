@@ -182,7 +182,19 @@ class FakePartition:
         raise NotImplementedError
 
     async def status(self, *, timeout_ms: float) -> tuple[m.ReplicaStatus, ...]:
-        raise NotImplementedError
+        end = self.end_offset
+        return (
+            m.ReplicaStatus(
+                topic_id=self.topic_id,
+                partition=self.partition,
+                leader_epoch=1,
+                start_offset=self.start_offset,
+                end_offset=end,
+                high_watermark=end,
+                size_bytes=self.size,
+                segments=1,
+            ),
+        )
 
 
 @dataclass
