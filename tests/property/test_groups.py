@@ -69,6 +69,7 @@ class GroupMachine(RuleBasedStateMachine):
         self.sequence = 0
         self.lives: Counter[str] = Counter()
         self.now_ms = 0.0
+        self.wall_ms = 1_800_000_000_000
 
     @initialize(one=st.integers(1, 6), two=st.integers(0, 4))
     def create_topics(self, one: int, two: int) -> None:
@@ -225,6 +226,16 @@ class GroupMachine(RuleBasedStateMachine):
         self._replay(self.groups.expire(self.now_ms))
         first = self.groups.next_expiry_ms()
         assert first is None or first > self.now_ms
+
+    @rule(days=st.integers(0, 4))
+    def days_pass_and_somebody_looks_for_what_is_forgotten(self, days: int) -> None:
+        self.wall_ms += days * 86_400_000
+        kept = dict(self._group().offsets)
+        self._replay(self.groups.expire_offsets(self.wall_ms))
+        if self._group().members:
+            assert self._group().offsets == kept, "a group that lives keeps its positions"
+        elif not self._group().offsets:
+            self.positions = {}
 
     @rule(topic=TOPICS)
     def grow(self, topic: str) -> None:
