@@ -16,18 +16,16 @@ from typing import Any, Final
 from unittest import mock
 
 from raystream import messages as m
-from raystream.actors import coordinator as coordinator_actor
 from raystream.actors.leading import Leading
 from raystream.actors.membership import Membership
 from raystream.actors.offsets_log import OffsetsLog
 from raystream.actors.raft_disk import RaftDisk
 from raystream.client.buffer import Buffer
-from raystream.core import membership, offset_expiry, offsets, quorum
+from raystream.core import membership, offsets, quorum
 from raystream.core import raft_leader as raft_leader_module
 from raystream.core.elections import Elections
 from raystream.core.leader import Leader
 from raystream.core.raft_election import Election
-from raystream.core.records import removed
 from raystream.storage.log import Log
 from raystream.storage.producer_state import Duplicate, Fresh, ProducerState
 from tests.sim.cluster.run import run
@@ -135,8 +133,8 @@ def _given_before_it_is_let_go(member: Any, owned: Any, group: Any, *rest: Any) 
         return _reconciled(member, owned, group, *rest)
 
 
-def _expired_while_it_is_read(groups: Any, wall_ms: int) -> Any:
-    return tuple(removed(position) for group in groups for position in group.offsets.values())
+def _ahead_of_the_group(group: Any) -> Any:
+    return tuple(dataclasses.replace(position, offset=position.offset + 2) for position in _positions(group))
 
 
 def _back(position: Any) -> Any:
@@ -146,7 +144,7 @@ def _back(position: Any) -> Any:
 _settle, _lead = Leading._settle, Leading.__init__
 _check_sequence, _check_read = ProducerState.check, Leader.check_read
 _changed = Elections._changed
-_reconciled = membership._reconciled
+_reconciled, _positions = membership._reconciled, offsets.positions
 _send_heartbeat, _write, _commit = Membership._send_heartbeat, RaftDisk.write, offsets.commit
 
 BUGS: Final[Mapping[str, Bug]] = {
@@ -185,9 +183,7 @@ BUGS: Final[Mapping[str, Bug]] = {
         offsets, "_check_member", _commits_of_any_epoch, focus=("pause_client",), at=20
     ),
     "a partition is given before it is let go": replaced(membership, "_reconciled", _given_before_it_is_let_go, at=3),
-    "positions expire while a group reads on": replaced(
-        offset_expiry, "expired", _expired_while_it_is_read, (coordinator_actor, "EXPIRY_LOOK_EVERY_MS", 3_000)
-    ),
+    "a member begins ahead of its group": replaced(offsets, "positions", _ahead_of_the_group, at=1),
     "a commit is answered and another one written": replaced(offsets, "commit", _positions_may_go_back, at=2),
 }
 """By what is wrong."""
