@@ -26,6 +26,7 @@ from raystream.types import (
     GroupDescription,
     Headers,
     Health,
+    OffsetMove,
     PartitionLag,
     Position,
     Record,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     import polars as pl
     import pyarrow as pa
 
+    from raystream.client.committing import Committing
     from raystream.client.consumer import Consumer as SyncConsumer
     from raystream.client.delivered import Batch
     from raystream.client.producer import Producer as SyncProducer
@@ -171,10 +173,10 @@ class Cluster:
         return await _in_thread(self.sync.lag, group)
 
     async def reset_offsets(
-        self, group: str, topic: str, to: Position, dry_run: bool = False
-    ) -> dict[TopicPartition, int]:
+        self, group: str, topic: str, to: Position | None = None, dry_run: bool = False, *, shift: int | None = None
+    ) -> Rows[OffsetMove]:
         """As `reset_offsets` of raystream.Cluster."""
-        return await _in_thread(self.sync.reset_offsets, group, topic, to, dry_run)
+        return await _in_thread(self.sync.reset_offsets, group, topic, to, dry_run, shift=shift)
 
     async def delete_group(self, group: str) -> None:
         """As `delete_group` of raystream.Cluster."""
@@ -332,9 +334,15 @@ class Consumer:
         """As `stop` of the consumer."""
         self.sync.stop()
 
-    async def commit(self, batch: Batch | None = None) -> None:
+    async def commit(
+        self, batch: Batch | None = None, *, offsets: Mapping[str, Mapping[int, int]] | None = None
+    ) -> None:
         """As `commit` of the consumer."""
-        await _in_thread(self.sync.commit, batch)
+        await _in_thread(self.sync.commit, batch, offsets=offsets)
+
+    def commit_async(self, batch: Batch | None = None) -> Committing:
+        """As `commit_async` of the consumer: `await` what it returns, or do not wait."""
+        return self.sync.commit_async(batch)
 
     async def seek(self, topic: str, partition: int, position: int | Position) -> None:
         """As `seek` of the consumer."""
@@ -364,9 +372,9 @@ class Consumer:
         """As `lag` of the consumer."""
         return await _in_thread(self.sync.lag)
 
-    async def close(self) -> None:
+    async def close(self, *, leave: bool | None = None) -> None:
         """As `close` of the consumer."""
-        await _in_thread(self.sync.close, processed=sys.exc_info()[1] is None)
+        await _in_thread(self.sync.close, processed=sys.exc_info()[1] is None, leave=leave)
 
     async def __aenter__(self) -> Self:
         return self

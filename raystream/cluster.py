@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -15,7 +16,7 @@ from typing import Any, Final, Self
 
 from raystream.actors.session import Session, open_session
 from raystream.client.admin import Admin
-from raystream.client.consumer import Consumer
+from raystream.client.consumer import Consumer, OnOffsetsLost
 from raystream.client.frames import frame_schema
 from raystream.client.loop import BackgroundLoop
 from raystream.client.producer import Producer
@@ -23,7 +24,7 @@ from raystream.client.reader import View
 from raystream.client.routing import Routing
 from raystream.client.table import Table
 from raystream.config import ConsumerConfig, ProducerConfig, build
-from raystream.errors import Closed, TopicNotFound
+from raystream.errors import Closed, KeysMove, TopicNotFound
 from raystream.jobs import ConsumerJob
 from raystream.types import (
     EARLIEST,
@@ -32,11 +33,11 @@ from raystream.types import (
     ClientQuota,
     GroupDescription,
     Health,
+    OffsetMove,
     PartitionLag,
     Position,
     Rows,
     TopicDescription,
-    TopicPartition,
     WriteResult,
 )
 
@@ -250,8 +251,16 @@ class Cluster:
         self._run(self._admin.drain_broker(broker_id, drain=True, remove=True))
 
     def add_partitions(self, name: str, partitions: int) -> TopicDescription:
-        """Raises the number of partitions to `partitions`. Keys may then go to other partitions than before."""
+        """Raises the number of partitions to `partitions`. Keys may then go to other partitions than before: where the
+        topic has a key column, KeysMove is warned of."""
         description: TopicDescription = self._run(self._admin.alter_topic(name, {}, partitions))
+        if description.key is not None:
+            warnings.warn(
+                f"topic {name!r} has the key column {description.key!r}: with {description.partitions} partitions, new "
+                "records of a key may go to another partition than its earlier ones",
+                KeysMove,
+                stacklevel=2,
+            )
         return description
 
     def delete_topic(self, name: str) -> None:
@@ -280,14 +289,17 @@ class Cluster:
         rows: Rows[PartitionLag] = self._run(self._admin.lag(group))
         return rows
 
-    def reset_offsets(self, group: str, topic: str, to: Position, dry_run: bool = False) -> dict[TopicPartition, int]:
+    def reset_offsets(
+        self, group: str, topic: str, to: Position | None = None, dry_run: bool = False, *, shift: int | None = None
+    ) -> Rows[OffsetMove]:
         """Moves the group's positions in a topic. Raises GroupNotEmpty while members run.
 
-        `to` is a position: "earliest", "latest", a datetime, a timedelta ago, or {partition: offset}. With `dry_run`
-        nothing moves. Returns the offsets.
+        `to` is a position: "earliest", "latest", a datetime, a timedelta ago, or {partition: offset}; one beyond the
+        end raises OffsetOutOfRange. Instead `shift` moves each position by so many records, within what there is.
+        Returns what was before and what comes after, per partition; with `dry_run` nothing moves.
         """
-        offsets: dict[TopicPartition, int] = self._run(self._admin.reset_offsets(group, topic, to, dry_run))
-        return offsets
+        rows: Rows[OffsetMove] = self._run(self._admin.reset_offsets(group, topic, to, shift=shift, dry_run=dry_run))
+        return rows
 
     def delete_group(self, group: str) -> None:
         """Forgets a group and its positions. Raises GroupNotFound, GroupNotEmpty."""
@@ -366,11 +378,16 @@ class Cluster:
         key_deserializer: Callable[[bytes], Any] | None = None,
         value_deserializer: Callable[[bytes], Any] | None = None,
         client_id: str = "",
+        group_instance_id: str | None = None,
+        on_offsets_lost: OnOffsetsLost = "raise",
         **settings: Any,
     ) -> Consumer:
         """A consumer of one topic, several, or those a pattern matches; with `group=None` it reads alone.
 
-        `start` counts where the group has no position. `settings` are those of `raystream.config.ConsumerConfig`.
+        `start` counts where the group has no position. `group_instance_id` makes it a static member, whose restart
+        within the session timeout moves no partition. Records that retention took away before they were read are
+        reported as `on_offsets_lost` says: OffsetsLost is raised, once. `settings` are those of
+        `raystream.config.ConsumerConfig`.
         """
         consumer = Consumer(
             self._routing,
@@ -382,6 +399,8 @@ class Cluster:
             key_deserializer=key_deserializer,
             value_deserializer=value_deserializer,
             client_id=client_id,
+            group_instance_id=group_instance_id,
+            on_offsets_lost=on_offsets_lost,
             produce=self._send_dead_letter,
         )
         self._consumers.add(consumer)

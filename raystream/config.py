@@ -89,6 +89,8 @@ class ProducerConfig:
 class ConsumerConfig:
     """What `cluster.consumer(…)` takes besides topic, group, start and deserializers."""
 
+    assignor: Literal["sticky", "range", "roundrobin"] = setting("sticky", choices=("sticky", "range", "roundrobin"))
+    """How the group deals out partitions. Members that differ get what most of them name."""
     auto_commit: bool = setting(True, choices=(True, False))
     auto_commit_interval_ms: int = setting(1_000, 10, 3_600_000)
     """How often positions inside a batch are committed."""

@@ -32,6 +32,7 @@ RaystreamError
 ├── UnknownProducer
 ├── SchemaChanged
 ├── OffsetOutOfRange
+│   └── OffsetsLost                   retention or delete_records passed a position: records were never read
 ├── CorruptBatch                      bytes whose checksum or structure is wrong
 │   └── CorruptLog                    the same in a log's file, named with its position
 ├── StorageError
@@ -209,6 +210,13 @@ class OffsetOutOfRange(RaystreamError):
     """The offset lies outside what the partition holds."""
 
 
+class OffsetsLost(OffsetOutOfRange):
+    """Retention or delete_records took records away before a consumer read them.
+
+    `.topic`, `.partition`; `.first` to `.next` is the half-open range of offsets that it steps over, `.count` of them.
+    """
+
+
 class CorruptBatch(RaystreamError):
     """Bytes whose checksum or structure is wrong."""
 
@@ -265,3 +273,7 @@ class HandlerFailed(RaystreamError):
 
 class PlacementFailed(RaystreamError):
     """Ray cannot place the workers that were asked for."""
+
+
+class KeysMove(UserWarning):
+    """A topic with a key column was given more partitions: a key's records may lie in two from now on."""

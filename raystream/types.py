@@ -136,18 +136,28 @@ class TopicDescription:
 
 @dataclass(frozen=True)
 class MemberDescription:
-    """A member of a consumer group, and where it runs."""
+    """A member of a consumer group: where it runs (`node` is the Ray node's id), how far it is behind in records, and
+    how long ago its user last asked for records (`last_poll_ms_ago`; None: not known) and its last heartbeat came.
+
+    One that is stuck in a handler goes on with its heartbeats, and its last poll grows old."""
 
     member_id: str
     client: str
     epoch: int
     partitions: tuple[TopicPartition, ...]
     last_heartbeat_ms_ago: int
+    last_poll_ms_ago: int | None = None
+    lag: int | None = None
+    host: str = ""
+    pid: int = 0
+    node: str = ""
+    instance_id: str | None = None
 
 
 @dataclass(frozen=True)
 class PartitionLag:
-    """How far a group is behind on one partition, in records; `lag` is None where it has no position."""
+    """How far a group is behind on one partition, in records that are there; `lag` is None where it has no position.
+    `lost` of those behind its position are there no more (see OffsetsLost)."""
 
     topic: str
     partition: int
@@ -155,6 +165,17 @@ class PartitionLag:
     end_offset: int
     lag: int | None
     member: str | None
+    lost: int = 0
+
+
+@dataclass(frozen=True)
+class OffsetMove:
+    """One row of what `reset_offsets` does, or would do: a position (None: there was none) and where it goes."""
+
+    topic: str
+    partition: int
+    before: int | None
+    after: int
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,11 @@ CALLS: list[tuple[Any, str, dict[str, Any]]] = [
     (Cluster, "groups", {}),
     (Cluster, "describe_group", {"group": REQUIRED}),
     (Cluster, "lag", {"group": REQUIRED}),
-    (Cluster, "reset_offsets", {"group": REQUIRED, "topic": REQUIRED, "to": REQUIRED}),
+    (
+        Cluster,
+        "reset_offsets",
+        {"group": REQUIRED, "topic": REQUIRED, "to": None, "dry_run": False, "shift": None},
+    ),
     (Cluster, "delete_group", {"group": REQUIRED}),
     (Cluster, "brokers", {}),
     (Cluster, "health", {}),

@@ -33,9 +33,11 @@ from raystream.client.admin import Admin
 from raystream.client.loop import BackgroundLoop
 from raystream.client.routing import Routing
 from raystream.clock import SystemClock
+from raystream.core.assignors import Topics
 from raystream.core.compaction import Compaction
 from raystream.core.coordinator import Coordinator
 from raystream.core.groups import Decision
+from raystream.core.offset_expiry import EXPIRY_LOOK_EVERY_MS
 from raystream.errors import CoordinatorNotAvailable, RaystreamError
 from raystream.ports import ControllerPort
 
@@ -58,7 +60,7 @@ class CoordinatorActor:
         self._loop = BackgroundLoop("raystream-coordinator-loop")
         self._routing = Routing(RayDirectory(namespace), self._clock)
         self._state: Coordinator | None = None
-        self._topics: dict[str, int] = {}
+        self._topics = Topics({}, {})
         self._topic_ids: dict[str, str] = {}
         self._topics_known = threading.Event()
         self._log = OffsetsLog(self._routing, self._loop, self._clock, Compaction())
@@ -70,6 +72,7 @@ class CoordinatorActor:
         self._endpoint = Endpoint("raystream-coordinator", {"commit": self.commit, "heartbeat": self.heartbeat})
         self._loop.submit(self._watch_topics())
         self._loop.submit(self._publish_lag())
+        self._loop.submit(self._look_for_expired_offsets())
 
     def pid(self) -> int:
         """The process id, by which the broker watches this actor."""
@@ -224,13 +227,25 @@ class CoordinatorActor:
             if reply.topics is None:
                 continue
             self._topic_ids = {topic.name: topic.topic_id for topic in reply.topics}
-            self._topics = {topic.name: len(topic.partitions) for topic in reply.topics}
+            self._topics = Topics(
+                {topic.name: len(topic.partitions) for topic in reply.topics},
+                {(topic.name, p.partition): p.node_id for topic in reply.topics for p in topic.partitions},
+            )
             self._topics_known.set()
             self._writer.submit(self._know_topics)
 
     def _know_topics(self, _now_ms: float) -> Decision:
         assert self._state is not None
         return self._state.know_topics(self._topic_ids)
+
+    async def _look_for_expired_offsets(self) -> None:
+        while True:
+            await asyncio.sleep(EXPIRY_LOOK_EVERY_MS / 1000)
+            self._writer.submit(self._expire_offsets)
+
+    def _expire_offsets(self, _now_ms: float) -> Decision:
+        assert self._state is not None
+        return self._state.expire_offsets(self._clock.now_ms())
 
     async def _publish_lag(self) -> None:
         admin = Admin(self._routing)

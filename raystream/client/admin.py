@@ -9,34 +9,29 @@ from typing import Any, Final
 import pyarrow as pa
 
 from raystream import messages as m
-from raystream.client import positions
+from raystream.client import resetting
+from raystream.client.describing import Statuses, describe_groups, statuses
 from raystream.client.health import health
 from raystream.client.routing import Leader, Routing
 from raystream.errors import (
     InvalidArgument,
     InvalidRecord,
-    OffsetOutOfRange,
     PartitionNotFound,
-    RaystreamError,
-    TopicNotFound,
 )
 from raystream.schema import stored_schema
 from raystream.types import (
-    LATEST,
     BrokerDescription,
     ClientQuota,
     GroupDescription,
     Health,
-    MemberDescription,
+    OffsetMove,
     PartitionDescription,
     PartitionLag,
     Rows,
     TopicDescription,
-    TopicPartition,
 )
 
 CHANGE_TIMEOUT_MS: Final = 60_000.0
-STATUS_TIMEOUT_MS: Final = 10_000.0
 _KEY_TYPES: Final = "string, binary or integer"
 
 
@@ -83,7 +78,9 @@ class Admin:
     async def topics(self) -> Rows[TopicDescription]:
         """Every topic that is not internal."""
         reply = await self._routing.metadata()
-        return Rows(await asyncio.gather(*(self._describe(topic) for topic in reply.topics or ())))
+        topics = reply.topics or ()
+        held = await statuses(self._routing, topics)
+        return Rows(_topic(topic, held) for topic in topics)
 
     async def describe_topic(self, name: str) -> TopicDescription:
         """One topic with its partitions. Raises TopicNotFound."""
@@ -175,38 +172,7 @@ class Admin:
         return dict(zip(before, starts, strict=True))
 
     async def _describe(self, topic: m.TopicMetadata) -> TopicDescription:
-        statuses = await self._statuses(topic)
-        rows = Rows(_partition(topic, p, statuses.get(p.partition)) for p in topic.partitions)
-        return TopicDescription(
-            name=topic.name,
-            kind="typed" if topic.typed else "raw",
-            partitions=len(topic.partitions),
-            replication_factor=topic.replication_factor,
-            records=sum(row.end_offset - row.start_offset for row in rows),
-            size_bytes=sum(row.size_bytes for row in rows),
-            key=topic.key,
-            time=topic.time,
-            id=topic.topic_id,
-            schema=pa.ipc.read_schema(pa.py_buffer(topic.schemas[-1])) if topic.typed else None,
-            config=dict(topic.config),
-            partition_list=rows,
-        )
-
-    async def _statuses(self, topic: m.TopicMetadata) -> dict[int, m.ReplicaStatus]:
-        """What each partition's leader holds; partitions that do not answer are left out."""
-
-        async def ask(partition: int) -> tuple[m.ReplicaStatus, ...]:
-            async def call(leader: Leader, left_ms: float) -> tuple[m.ReplicaStatus, ...]:
-                return await leader.port.status(timeout_ms=left_ms)
-
-            try:
-                return await self._routing.call_partition(topic.name, partition, call, timeout_ms=STATUS_TIMEOUT_MS)
-            except RaystreamError:
-                return ()
-
-        per_actor = {p.actor: p.partition for p in topic.partitions}  # packed partitions answer together
-        answers = await asyncio.gather(*(ask(partition) for partition in per_actor.values()))
-        return {s.partition: s for answer in answers for s in answer if s.topic_id == topic.topic_id}
+        return _topic(topic, await statuses(self._routing, [topic]))
 
     # Groups ---------------------------------------------------------------------------------------------------------
 
@@ -215,80 +181,30 @@ class Admin:
         infos = await self._routing.call_coordinator(
             lambda port, left: port.list_groups(m.GroupRequest(), timeout_ms=left)
         )
-        return Rows(await asyncio.gather(*(self._group(info) for info in infos)))
+        return await describe_groups(self._routing, infos)
 
     async def describe_group(self, group: str) -> GroupDescription:
         """One group with its members and its lag per partition. Raises GroupNotFound."""
         info = await self._routing.call_coordinator(
             lambda port, left: port.describe_group(m.GroupRequest(group=group), timeout_ms=left)
         )
-        return await self._group(info)
+        (described,) = await describe_groups(self._routing, [info])
+        return described
 
     async def lag(self, group: str) -> Rows[PartitionLag]:
         """How far the group is behind, per partition. Raises GroupNotFound."""
         return (await self.describe_group(group)).partition_list
 
-    async def reset_offsets(self, group: str, topic: str, to: Any, dry_run: bool = False) -> dict[TopicPartition, int]:
-        """Moves the group's positions. Raises GroupNotEmpty while it has members."""
-        place = positions.parse(to, [topic], now_ms=self._routing.clock.now_ms(), what="to")
-        partitions = await positions.partitions_of(self._routing, topic)
-        if place.offsets is not None:
-            partitions = list(place.offsets)
-        offsets = await positions.resolve(self._routing, place, partitions)
-        ends = await positions.resolve(self._routing, positions.Place(word=LATEST), partitions)
-        for at, offset in offsets.items():
-            if offset > ends[at]:
-                raise OffsetOutOfRange(f"{at} ends at offset {ends[at]:,}: a group cannot be moved to {offset:,}")
-        if not dry_run:
-            request = m.CommitRequest(
-                group=group,
-                offsets=tuple(m.CommittedOffset(tp.topic, tp.partition, offset) for tp, offset in offsets.items()),
-            )
-            await self._routing.call_coordinator(lambda port, left: port.commit(request, timeout_ms=left))
-        return offsets
+    async def reset_offsets(
+        self, group: str, topic: str, to: Any, *, shift: int | None, dry_run: bool
+    ) -> Rows[OffsetMove]:
+        """Moves the group's positions. Raises GroupNotEmpty while it has members. See `Cluster.reset_offsets`."""
+        return await resetting.reset_offsets(self._routing, group, topic, to, shift=shift, dry_run=dry_run)
 
     async def delete_group(self, group: str) -> None:
         """Forgets a group and its positions. Raises GroupNotEmpty, GroupNotFound."""
         await self._routing.call_coordinator(
             lambda port, left: port.delete_group(m.GroupRequest(group=group), timeout_ms=left)
-        )
-
-    async def _group(self, info: m.GroupInfo) -> GroupDescription:
-        owners = {TopicPartition(*owned): member.client for member in info.members for owned in member.owned}
-        committed = {TopicPartition(o.topic, o.partition): o.offset for o in info.offsets}
-        topics = sorted({*info.topics, *(tp.topic for tp in committed)})
-        rows: Rows[PartitionLag] = Rows()
-        for topic in topics:
-            try:
-                metadata = await self._routing.topic(topic)
-            except TopicNotFound:
-                continue
-            statuses = await self._statuses(metadata)
-            for partition, status in sorted(statuses.items()):
-                at = TopicPartition(topic, partition)
-                position = committed.get(at)
-                lag = None if position is None else max(0, status.end_offset - max(position, status.start_offset))
-                rows.append(PartitionLag(topic, partition, position, status.end_offset, lag, owners.get(at)))
-        members = Rows(
-            MemberDescription(
-                member.member_id,
-                member.client,
-                member.epoch,
-                tuple(TopicPartition(*owned) for owned in member.owned),
-                member.last_heartbeat_ms_ago,
-            )
-            for member in info.members
-        )
-        known = [row.lag for row in rows if row.lag is not None]
-        return GroupDescription(
-            name=info.group,
-            state=info.state,
-            epoch=info.epoch,
-            topics=tuple(topics),
-            members=len(members),
-            lag=sum(known) if known else None,
-            member_list=members,
-            partition_list=rows,
         )
 
     # Brokers --------------------------------------------------------------------------------------------------------
@@ -331,6 +247,24 @@ class Admin:
         """Whether every partition is served with all its replicas in sync, every broker is heard and there is a
         coordinator, with a sentence for what is not."""
         return health(await self._routing.metadata(internal=True))
+
+
+def _topic(topic: m.TopicMetadata, held: Statuses) -> TopicDescription:
+    rows = Rows(_partition(topic, p, held.get((topic.topic_id, p.partition))) for p in topic.partitions)
+    return TopicDescription(
+        name=topic.name,
+        kind="typed" if topic.typed else "raw",
+        partitions=len(topic.partitions),
+        replication_factor=topic.replication_factor,
+        records=sum(row.end_offset - row.start_offset for row in rows),
+        size_bytes=sum(row.size_bytes for row in rows),
+        key=topic.key,
+        time=topic.time,
+        id=topic.topic_id,
+        schema=pa.ipc.read_schema(pa.py_buffer(topic.schemas[-1])) if topic.typed else None,
+        config=dict(topic.config),
+        partition_list=rows,
+    )
 
 
 def _partition(topic: m.TopicMetadata, p: m.PartitionMetadata, status: m.ReplicaStatus | None) -> PartitionDescription:

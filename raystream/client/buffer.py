@@ -21,7 +21,7 @@ from raystream.client.delivered import Batch
 from raystream.client.fetched import Fetched, join_head
 from raystream.client.loop import LONGEST_WAIT_S
 from raystream.client.records import Deserializer, Run
-from raystream.errors import Closed, CorruptBatch, NewerFormat, RaystreamError
+from raystream.errors import Closed, CorruptBatch, NewerFormat, OffsetsLost, RaystreamError
 from raystream.types import TopicPartition
 
 Wake: TypeAlias = Callable[[], None]
@@ -40,8 +40,11 @@ class Buffer:
         check_crcs: bool,
         deserializers: tuple[Deserializer | None, Deserializer | None],
         max_batch_bytes: int = JOINED_BYTES,
+        on_lost: Callable[[OffsetsLost], object] | None = None,
     ) -> None:
         self._post = post
+        self._on_lost = on_lost
+        self._lost: deque[OffsetsLost] = deque()
         self._joined_bytes = min(max_batch_bytes, JOINED_BYTES)
         self._check_crcs = check_crcs
         self._deserializers = deserializers
@@ -54,6 +57,8 @@ class Buffer:
         self._failure: RaystreamError | None = None
         self._stopped = False
         self._closed = False
+        self._waiting = 0
+        self._asked = time.monotonic()
 
     # What the loop does ---------------------------------------------------------------------------------------------
 
@@ -90,6 +95,23 @@ class Buffer:
                 self._hand.end()
             else:
                 self._post(slot.let_go.set)
+
+    def asked_ms_ago(self) -> int:
+        """How long ago the user last asked for records; 0 while somebody waits for them."""
+        with self._ready:
+            return 0 if self._waiting or self._wakers else int((time.monotonic() - self._asked) * 1000)
+
+    def drained(self, slot: Assigned) -> bool:
+        """Whether nothing of the partition is buffered or in the user's hands."""
+        with self._ready:
+            return not slot.queue and (self._hand is None or self._hand.slot is not slot)
+
+    def lose(self, lost: OffsetsLost) -> None:
+        """The user is told at the next call that asks for more, once."""
+        with self._ready:
+            if self._on_lost is not None:
+                self._lost.append(lost)
+                self._notify()
 
     def fail(self, error: RaystreamError, slot: Assigned | None = None) -> None:
         """Raises `error` at the user: for ever, or until a seek where it concerns one partition."""
@@ -195,6 +217,11 @@ class Buffer:
         while True:
             with self._ready:
                 self._settle()
+                self._asked = time.monotonic()
+                lost = self._lost.popleft() if self._lost and not self._stopped else None
+            if lost is not None and self._on_lost is not None:
+                self._on_lost(lost)  # it may raise, or call the consumer
+            with self._ready:
                 slot = self._in_turn()
                 if slot is None:
                     return None
@@ -370,12 +397,16 @@ class Buffer:
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 return False
-            self._ready.wait(LONGEST_WAIT_S if left is None else min(left, LONGEST_WAIT_S))
+            self._waiting += 1
+            try:
+                self._ready.wait(LONGEST_WAIT_S if left is None else min(left, LONGEST_WAIT_S))
+            finally:
+                self._waiting -= 1
             return True
 
     def _any_ready(self) -> bool:
         ready = (s for s in self._slots.values() if (s.queue or s.error) and not s.held_back)
-        return self._failure is not None or any(ready)
+        return self._failure is not None or bool(self._lost) or any(ready)
 
     def when_ready(self, wake: Wake) -> None:
         """Calls `wake` once, from any thread, when there may be something to take, or after `stop` or `close`."""

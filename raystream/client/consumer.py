@@ -17,6 +17,7 @@ from typing import Any, Final, Literal, NoReturn, Self, TypeVar
 
 from raystream.client.assigned import Assigned
 from raystream.client.buffer import Buffer
+from raystream.client.committing import Committing
 from raystream.client.delivered import Batch
 from raystream.client.handlers import Produce, run_handlers
 from raystream.client.loop import BackgroundLoop
@@ -27,10 +28,11 @@ from raystream.client.records import Deserializer, Run
 from raystream.client.routing import Routing
 from raystream.client.session import Session
 from raystream.config import ConsumerConfig
-from raystream.errors import Closed, InvalidArgument, InvalidRecord, RaystreamError, RequestTimeout
+from raystream.errors import Closed, InvalidArgument, InvalidRecord, OffsetsLost, RaystreamError, RequestTimeout
 from raystream.types import LATEST, PartitionLag, Position, Record, Rows, TopicPartition
 
 T = TypeVar("T")
+OnOffsetsLost = Literal["raise", "warn"] | Callable[[OffsetsLost], Any]
 
 CLOSE_WAIT_S: Final = 8.0
 EXIT_WAIT_S: Final = 2.0
@@ -46,6 +48,13 @@ class Consumer:
     before the partition's next one is handed out (`commit_each_batch`), every `auto_commit_interval_ms` inside a long
     one, when a partition moves to another member, and at close. So a member that is killed repeats the batch it had in
     hand and no more. A record whose handling raised is not committed and comes again in the next life of the group.
+
+    With `group_instance_id` it is a static member: a restart within `session_timeout_ms` moves nothing, and the newest
+    consumer of that name takes the place of an older one, which gets FencedMember.
+
+    Where retention or `delete_records` took records away before they were read, `on_offsets_lost` says what becomes of
+    that: "raise" raises OffsetsLost, once, from the call that asks for more, and the next call goes on behind the
+    range; "warn" logs it; a callable is called with it, on the thread that iterates.
 
     `start` counts where there is no committed position (always, without a group). Errors that may pass are retried
     without end and never raised. One thread iterates; `stop`, `commit`, `pause`, `seek` and the looks at positions
@@ -64,6 +73,8 @@ class Consumer:
         key_deserializer: Deserializer | None = None,
         value_deserializer: Deserializer | None = None,
         client_id: str = "",
+        group_instance_id: str | None = None,
+        on_offsets_lost: OnOffsetsLost = "raise",
         produce: Produce | None = None,
     ) -> None:
         self._subscription = _subscription(topics)
@@ -79,6 +90,7 @@ class Consumer:
             check_crcs=config.check_crcs,
             deserializers=self._deserializers,
             max_batch_bytes=config.max_fetch_bytes,
+            on_lost=_on_lost(on_offsets_lost),
         )
         self._session = Session(
             routing,
@@ -89,6 +101,7 @@ class Consumer:
             start=start,
             client=client_id or f"{socket.gethostname()}:{os.getpid()}",
             client_id=client_id,
+            instance_id=_instance_id(group_instance_id, group),
         )
         # Background tasks hold the session and the buffer, never this object: when it goes, they end.
         self._finalizer = weakref.finalize(self, _abandon, loop, self._session, self._buffer, self._pid)
@@ -219,18 +232,32 @@ class Consumer:
 
     # Positions ------------------------------------------------------------------------------------------------------
 
-    def commit(self, batch: Batch | None = None) -> None:
-        """Commits everything handed out so far, or up to the end of `batch`; returns when it is durable.
+    def commit(self, batch: Batch | None = None, *, offsets: Mapping[str, Mapping[int, int]] | None = None) -> None:
+        """Commits everything handed out so far, or up to the end of `batch`, or `{topic: {partition: offset}}`; returns
+        when it is durable.
 
-        Raises FencedMember where the partitions have gone to another member meanwhile.
+        Raises FencedMember where the partitions have gone to another member meanwhile; for `offsets` InvalidArgument
+        where a partition is not assigned here, OffsetOutOfRange where an offset lies beyond the partition's end.
         """
         self._check_open()
+        if offsets is None:
+            self._call(self._session.commit(self._acknowledged(batch)))
+            return
+        if batch is not None:
+            raise InvalidArgument("commit takes either a batch or offsets=")
+        self._call(self._session.commit_at(offsets))
+
+    def commit_async(self, batch: Batch | None = None) -> Committing:
+        """As `commit`, without waiting: `result()` of what it returns, or `await`, gives the outcome. Commits keep
+        their order, whichever answers first."""
+        self._check_open()
+        return Committing(self._loop.submit(self._session.commit(self._acknowledged(batch))))
+
+    def _acknowledged(self, batch: Batch | None) -> dict[TopicPartition, int]:
         if batch is None:
-            offsets = self._buffer.acknowledge()
-        else:
-            offsets = {batch.topic_partition: batch.offsets.stop}
-            self._buffer.acknowledge_batch(batch)  # the automatic commits go on from there
-        self._call(self._session.commit(offsets))
+            return self._buffer.acknowledge()
+        self._buffer.acknowledge_batch(batch)  # the automatic commits go on from there
+        return {batch.topic_partition: batch.offsets.stop}
 
     def commit_processed(self) -> None:
         """Commits what counts as processed, everything before what is in hand, where commits are automatic."""
@@ -289,19 +316,20 @@ class Consumer:
     def closed(self) -> bool:
         return self._closed
 
-    def close(self, *, processed: bool | None = None) -> None:
-        """Commits what is processed and leaves the group at once.
+    def close(self, *, processed: bool | None = None, leave: bool | None = None) -> None:
+        """Commits what is processed and leaves the group at once; a static member keeps its partitions for the session
+        timeout, unless `leave` is True.
 
         `processed` says whether what is in hand counts; by default it does, unless an exception is on its way through
         the caller or another thread has it.
         """
-        self._close(processed=False if processed is None and sys.exc_info()[1] is not None else processed)
+        self._close(processed=False if processed is None and sys.exc_info()[1] is not None else processed, leave=leave)
 
     def replaced(self) -> None:
         """Closes without counting what is in hand: the cell that held it was run again."""
         self._close(processed=False)
 
-    def _close(self, *, processed: bool | None, wait_s: float = CLOSE_WAIT_S) -> None:
+    def _close(self, *, processed: bool | None, wait_s: float = CLOSE_WAIT_S, leave: bool | None = None) -> None:
         if self._closed or self._pid != os.getpid():
             return
         self._closed = True
@@ -309,7 +337,7 @@ class Consumer:
         self._buffer.release(processed=processed)
         self._buffer.close()
         with contextlib.suppress(Closed, RequestTimeout):  # without a connection the session runs out by itself
-            self._loop.run(self._session.close(), wait_s)
+            self._loop.run(self._session.close(leave=leave), wait_s)
 
     def __enter__(self) -> Self:
         return self
@@ -346,6 +374,30 @@ def _one_or_all(offsets: Mapping[TopicPartition, int], topic: str | None, partit
         return offsets.get(TopicPartition(topic, partition))
     nested = by_topic(offsets)
     return nested if topic is None else nested.get(topic, {})
+
+
+def _on_lost(given: Any) -> Any:
+    if given == "warn":
+        return None
+    if given == "raise":
+        return _raise
+    if not callable(given):
+        raise InvalidArgument(f"on_offsets_lost is 'raise', 'warn' or a callable that takes OffsetsLost, not {given!r}")
+    return given
+
+
+def _raise(error: OffsetsLost) -> NoReturn:
+    raise error
+
+
+def _instance_id(given: Any, group: str | None) -> str:
+    if given is None:
+        return ""
+    if group is None:
+        raise InvalidArgument("group_instance_id names a member of a group: give group= as well")
+    if not isinstance(given, str) or not given:
+        raise InvalidArgument(f"group_instance_id is a name that this member keeps over restarts, not {given!r}")
+    return given
 
 
 def _subscription(topics: str | Sequence[str] | re.Pattern[str]) -> Subscription:

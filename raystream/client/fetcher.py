@@ -1,7 +1,8 @@
 """The loop that fetches one assigned partition ahead of its user, and what it does when the log has moved on.
 
 Guarantees: batches reach the buffer in offset order, without gaps other than those of the log; errors that may pass
-are retried for as long as the partition is assigned; an offset that is gone is reset as `start` says, with a warning.
+are retried for as long as the partition is assigned; an offset that is gone is reset as `start` says, once what was
+fetched before it is read, with a warning; records that are lost so are reported to the user as a range (OffsetsLost).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from raystream.client.buffer import Buffer
 from raystream.client.fetched import Fetched, SpanGone, SpanUnreadable, batches_from, pieces
 from raystream.client.routing import MAX_BACKOFF_MS, Leader, Routing
 from raystream.config import ConsumerConfig
-from raystream.errors import CorruptBatch, OffsetOutOfRange, RaystreamError, TopicNotFound
+from raystream.errors import CorruptBatch, OffsetOutOfRange, OffsetsLost, RaystreamError, TopicNotFound
 from raystream.schema import RAW_SCHEMA
 from raystream.types import TopicPartition
 
@@ -29,6 +30,7 @@ log = logging.getLogger("raystream")
 MIN_FETCH_BYTES: Final = 64 * 1024
 MAX_VANISHED_SPANS: Final = 3
 IDLE_PAUSE_MS: Final = 20.0
+DRAIN_PAUSE_S: Final = 0.02
 COMPLAIN_AFTER_MS: Final = 10_000.0
 
 ResetOffset = Callable[[TopicPartition, int | None], Awaitable[int]]
@@ -208,9 +210,18 @@ class Fetcher:
     async def _schema(self, slot: Assigned, schema_id: int) -> pa.Schema:
         return await schema_of(self._routing, slot.partition.topic, schema_id)
 
+    async def _drained(self, slot: Assigned) -> None:
+        """Waits until what was fetched before is read: it is there no matter what the log has lost."""
+        while True:
+            if self._buffer.drained(slot):
+                return
+            await asyncio.sleep(DRAIN_PAUSE_S)
+
     async def _on_out_of_range(self, slot: Assigned, found: OffsetOutOfRange) -> None:
         generation, was = slot.generation, slot.fetch_offset
         another = getattr(found, "another_topic", False)
+        if not another:
+            await self._drained(slot)
         try:
             offset = await self._reset(slot.partition, None if another else was)
         except RaystreamError as error:
@@ -219,13 +230,18 @@ class Fetcher:
             return
         if slot.generation != generation:
             return
-        if another:
-            why = "belongs to a topic that was deleted and created again"
-        else:
-            lost = f"{offset - was:,} records were lost" if offset > was else "the log ends before it"
-            why = f"is no longer there: {lost}"
-        log.warning("%s: offset %d %s; going on at %d", slot.partition, was, why, offset)
         self._buffer.move(slot, offset)
+        where = f"{slot.partition}: offset {was:,}"
+        if another:
+            log.warning("%s belongs to a topic that was deleted and created again; going on at %d", where, offset)
+        elif offset <= was:
+            log.warning("%s is no longer there: the log ends before it; going on at %d", where, offset)
+        else:
+            topic, partition = slot.partition
+            count = offset - was
+            lost = f"{where} is no longer there: {count:,} records were lost; going on at {offset:,}"
+            log.warning("%s", lost)
+            self._buffer.lose(OffsetsLost(lost, topic=topic, partition=partition, first=was, next=offset, count=count))
 
 
 async def schema_of(routing: Routing, topic: str, schema_id: int) -> pa.Schema:

@@ -12,6 +12,8 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import os
+import socket
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -72,6 +74,7 @@ class Membership:
         group: str,
         subscription: Subscription,
         client: str,
+        instance_id: str = "",
     ) -> None:
         self._routing = routing
         self._config = config
@@ -80,6 +83,8 @@ class Membership:
         self.group = group
         self._subscription = subscription
         self._client = client
+        self._instance_id = instance_id
+        self._succeeded: FencedMember | UnknownMember | None = None
         self.member_id = uuid.uuid4().hex
         self.epoch = JOIN_EPOCH
         self._sequence = itertools.count(1)
@@ -99,6 +104,11 @@ class Membership:
             try:
                 reply = await self._beat(self.epoch)
             except (FencedMember, UnknownMember) as error:
+                if _taken_over(error):  # a newer life has the partitions: this one is over
+                    self._succeeded = error
+                    self._buffer.fail(error)
+                    self._fenced()
+                    return
                 log.info("joining group %r again: %s", self.group, error)
                 self._fenced()
                 await asyncio.sleep(COMMIT_AGAIN_MS / 1000)
@@ -132,6 +142,12 @@ class Membership:
             session_timeout_ms=self._config.session_timeout_ms,
             rebalance_timeout_ms=self._config.rebalance_timeout_ms,
             sequence=next(self._sequence),
+            assignor=self._config.assignor,
+            instance_id=self._instance_id,
+            node_id=self._routing.node_id or "",
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            asked_ms_ago=self._buffer.asked_ms_ago(),
         )
         return await self._routing.call_coordinator(
             lambda port, left_ms: port.heartbeat(request, timeout_ms=left_ms),
@@ -264,6 +280,8 @@ class Membership:
         deadline = clock.monotonic_ms() + timeout_ms
         left = dict(offsets)
         while True:
+            if self._succeeded is not None:
+                raise self._succeeded
             left_ms = deadline - clock.monotonic_ms()
             held = {p: offset for p, offset in left.items() if p in self._owned}
             # A partition that came while another is on its way out counts from the epoch that ends that.
@@ -271,8 +289,8 @@ class Membership:
             try:
                 if due:
                     await self._commit_once(due, left_ms)
-            except (FencedMember, UnknownMember):
-                if left_ms <= 0:
+            except (FencedMember, UnknownMember) as error:
+                if left_ms <= 0 or _taken_over(error):
                     raise
             else:
                 left = {p: offset for p, offset in held.items() if p not in due and offset != self._owned[p].begin}
@@ -302,12 +320,19 @@ class Membership:
             if partition in self._owned:
                 self._buffer.committed(self._owned[partition], offset, number)
 
-    async def leave(self) -> None:
-        """Tells the coordinator at once, so that the others need not wait for the session to run out."""
+    async def leave(self, *, told: bool | None = None) -> None:
+        """Tells the coordinator at once, so that the others need not wait for the session to run out. A static member
+        does so only where it is `told` to: its next life is expected."""
         for task in self._opening.values():
             task.cancel()
         if self._closing:  # the user holds nothing any more, so these are about to commit
             await asyncio.wait(set(self._closing.values()), timeout=LAST_COMMITS_S)
-        if self.epoch != JOIN_EPOCH:
+        wanted = not self._instance_id if told is None else told
+        if wanted and self.epoch != JOIN_EPOCH:
             with contextlib.suppress(RaystreamError):
                 await self._beat(LEAVE_EPOCH)
+
+
+def _taken_over(error: FencedMember | UnknownMember) -> bool:
+    """Whether another life of the same static member has taken the place of this one."""
+    return bool(getattr(error, "instance_id", ""))

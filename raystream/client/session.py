@@ -21,7 +21,14 @@ from raystream.client.membership import COMMIT_AGAIN_MS, Membership, Subscriptio
 from raystream.client.positions import Offsets, Place, parse, partitions_of, resolve
 from raystream.client.routing import Routing
 from raystream.config import ConsumerConfig
-from raystream.errors import FencedMember, InvalidArgument, RaystreamError, TopicNotFound, UnknownMember
+from raystream.errors import (
+    FencedMember,
+    InvalidArgument,
+    OffsetOutOfRange,
+    RaystreamError,
+    TopicNotFound,
+    UnknownMember,
+)
 from raystream.types import EARLIEST, LATEST, PartitionLag, Position, Rows, TopicPartition
 
 log = logging.getLogger("raystream")
@@ -62,6 +69,7 @@ class Session:
         start: Position,
         client: str,
         client_id: str = "",
+        instance_id: str = "",
     ) -> None:
         self._routing = routing
         self._config = config
@@ -85,7 +93,14 @@ class Session:
         self.membership: Membership | None = None
         if group is not None:
             self.membership = Membership(
-                routing, config, buffer, self, group=group, subscription=subscription, client=client
+                routing,
+                config,
+                buffer,
+                self,
+                group=group,
+                subscription=subscription,
+                client=client,
+                instance_id=instance_id,
             )
 
     async def begin(self) -> None:
@@ -243,6 +258,18 @@ class Session:
         if offsets:
             await self.membership.commit(offsets, timeout_ms=self._config.request_timeout_ms)
 
+    async def commit_at(self, offsets: Mapping[str, Mapping[int, int]]) -> None:
+        """Commits positions that the user names, once it is sure that they exist."""
+        named = parse(offsets, (), now_ms=0, what="offsets").offsets
+        if named is None:
+            raise InvalidArgument(f"offsets is {{topic: {{partition: offset}}}}, not {offsets!r}")
+        unread = [p for p, offset in named.items() if offset > self.slot(p).high_watermark]
+        ends = await resolve(self._routing, Place(word=LATEST), unread)
+        for p, end in ends.items():
+            if named[p] > end:
+                raise OffsetOutOfRange(f"{p} ends at offset {end:,}: {named[p]:,} cannot be committed")
+        await self.commit(named)
+
     async def committed(self) -> Offsets:
         """The group's committed offsets in the partitions that are assigned here."""
         if self.membership is None:
@@ -251,24 +278,27 @@ class Session:
         return {p: offset for p, offset in (await self.membership.committed()).items() if p in slots}
 
     async def lag(self) -> Rows[PartitionLag]:
-        """How far each assigned partition's position is from its end now."""
+        """How far each assigned partition's position is from its end now, and how much of that is lost."""
         slots = self.assigned()
         ends = await resolve(self._routing, Place(word=LATEST), slots)
+        begins = await resolve(self._routing, Place(word=EARLIEST), slots)
         rows: Rows[PartitionLag] = Rows()
         for p, slot in sorted(slots.items()):
-            behind = max(ends[p] - self._buffer.position(slot), 0)
-            rows.append(PartitionLag(p.topic, p.partition, slot.committed, ends[p], behind, self._client))
+            position = self._buffer.position(slot)
+            lost = max(begins[p] - position, 0)
+            behind = max(ends[p] - position - lost, 0)
+            rows.append(PartitionLag(p.topic, p.partition, slot.committed, ends[p], behind, self._client, lost))
         return rows
 
     # The end --------------------------------------------------------------------------------------------------------
 
-    async def close(self) -> None:
+    async def close(self, *, leave: bool | None = None) -> None:
         """Commits what is processed, leaves the group, stops. The second call waits for the first."""
         if self._closing is None:
-            self._closing = asyncio.ensure_future(self._close())
+            self._closing = asyncio.ensure_future(self._close(leave))
         await asyncio.shield(self._closing)
 
-    async def _close(self) -> None:
+    async def _close(self, leave: bool | None) -> None:
         for task in self._tasks:
             task.cancel()
         await self._fetcher.stop_all()
@@ -277,4 +307,4 @@ class Session:
         if self._config.auto_commit:
             with contextlib.suppress(RaystreamError):
                 await self.commit_processed(CLOSE_TIMEOUT_MS)
-        await self.membership.leave()
+        await self.membership.leave(told=leave)

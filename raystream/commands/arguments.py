@@ -37,6 +37,22 @@ def position(text: str) -> Position:
     raise argparse.ArgumentTypeError(f"{text!r} is no position: give {POSITION_HELP}")
 
 
+def moment(text: str) -> Position:
+    """An instant, or a duration ago."""
+    found = position(text)
+    if isinstance(found, (dt.datetime, dt.timedelta)):
+        return found
+    raise argparse.ArgumentTypeError(f"{text!r} is no time: give a date or time (ISO 8601, UTC), or a duration ago")
+
+
+def shift(text: str) -> int:
+    """A number of records, forwards or back."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of records: write 100 or -100") from None
+
+
 def count(text: str) -> int:
     """A whole number above zero."""
     if not text.isascii() or not text.isdigit() or int(text) == 0:

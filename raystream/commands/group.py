@@ -13,14 +13,21 @@ _MEMBERS = {
     "member_id": "member",
     "client": "client",
     "partitions": "partitions",
+    "lag": "lag",
+    "last_poll_ms_ago": "poll ms ago",
     "last_heartbeat_ms_ago": "heartbeat ms ago",
+    "host": "host",
+    "pid": "pid",
+    "node": "node",
 }
+_MOVES = {"topic": "topic", "partition": "partition", "before": "before", "after": "after"}
 POSITIONS = {
     "topic": "topic",
     "partition": "partition",
     "committed": "committed",
     "end_offset": "end offset",
     "lag": "lag",
+    "lost": "lost",
     "member": "member",
 }
 
@@ -39,7 +46,13 @@ def add(commands: Any, options: ArgumentParser) -> None:
     reset = verbs.add_parser("reset", parents=[options], help="move a group's positions; it must have no members")
     reset.add_argument("name", metavar="GROUP")
     reset.add_argument("topic", metavar="TOPIC")
-    reset.add_argument("--to", type=arguments.position, required=True, metavar="POSITION", help=arguments.POSITION_HELP)
+    where = reset.add_mutually_exclusive_group(required=True)
+    where.add_argument("--to", type=arguments.position, metavar="POSITION", help=arguments.POSITION_HELP)
+    where.add_argument(
+        "--to-time", type=arguments.moment, metavar="TIME", help="a date or time (ISO 8601, UTC), or a duration ago"
+    )
+    where.add_argument("--shift", type=arguments.shift, metavar="N", help="so many records forwards, or back (-N)")
+    reset.add_argument("--dry-run", action="store_true", help="show what would move, and move nothing")
     reset.set_defaults(run=_reset)
 
     delete = verbs.add_parser("delete", parents=[options], help="delete groups and their positions")
@@ -76,12 +89,12 @@ def _describe(shell: Shell) -> int:
 def _reset(shell: Shell) -> int:
     args = shell.args
     with shell.connect() as cluster:
-        cluster.reset_offsets(args.name, args.topic, to=args.to)
-        positions = [row for row in cluster.lag(args.name) if row.topic == args.topic]
+        to = args.to if args.to_time is None else args.to_time
+        moves = cluster.reset_offsets(args.name, args.topic, to, args.dry_run, shift=args.shift)
     if shell.json:
-        shell.print_json(positions)
+        shell.print_json(moves)
     else:
-        shell.table(positions, POSITIONS)
+        shell.table(moves, _MOVES)
     return 0
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from argparse import ArgumentParser
 from typing import Any
 
 from raystream.commands import arguments
 from raystream.commands.shell import Shell, count_of
+from raystream.errors import KeysMove
 
 LIST = {
     "name": "topic",
@@ -170,7 +172,11 @@ def _alter(shell: Shell) -> int:
         if args.config or args.replication_factor is not None:
             cluster.alter_topic(args.name, config=dict(args.config), replication_factor=args.replication_factor)
         if args.partitions is not None:
-            cluster.add_partitions(args.name, args.partitions)
+            with warnings.catch_warnings(record=True) as moved:
+                warnings.simplefilter("always", KeysMove)
+                cluster.add_partitions(args.name, args.partitions)
+            for warning in moved:
+                shell.note(str(warning.message))
         topic = cluster.describe_topic(args.name)
     replicas = [] if args.replication_factor is None else [count_of(topic.replication_factor, "replica")]
     facts = ", ".join(

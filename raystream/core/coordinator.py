@@ -49,6 +49,9 @@ class Coordinator:
     def expire(self, now_ms: float) -> Decision:
         return self.groups.expire(now_ms)
 
+    def expire_offsets(self, wall_ms: int) -> Decision:
+        return self.groups.expire_offsets(wall_ms)
+
     def next_expiry_ms(self) -> float | None:
         return self.groups.next_expiry_ms()
 

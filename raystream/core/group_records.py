@@ -14,19 +14,23 @@ Held = tuple[str, int, int]
 @kind
 @dataclass(frozen=True, slots=True)
 class GroupRecord(Record):
-    """A group's epoch: it grows whenever members, subscriptions or partitions change."""
+    """A group's epoch: it grows whenever members, subscriptions or partitions change. `empty_since_ms` notes since when
+    (milliseconds since 1970) it is known to have positions and no members; 0: that is not so, or not noted yet."""
 
     KIND: ClassVar[str] = "group"
     IDENTITY: ClassVar[tuple[str, ...]] = ("group",)
     group: str
     epoch: int
+    empty_since_ms: int = 0
 
 
 @kind
 @dataclass(frozen=True, slots=True)
 class MemberRecord(Record):
     """A member: what it wants, what it may hold (`assigned`), and what it was told to give up and has not yet
-    (`revoking`). `previous_epoch` is the epoch that it spoke with last, if it may not know `epoch` yet."""
+    (`revoking`). `previous_epoch` is the epoch that it spoke with last, if it may not know `epoch` yet.
+
+    A static member has an `instance_id`; `former` are the last member ids that the instance had before."""
 
     KIND: ClassVar[str] = "member"
     IDENTITY: ClassVar[tuple[str, ...]] = ("group", "member_id")
@@ -41,6 +45,12 @@ class MemberRecord(Record):
     previous_epoch: int
     assigned: tuple[Held, ...] = ()
     revoking: tuple[Held, ...] = ()
+    assignor: str = "sticky"
+    node_id: str = ""
+    host: str = ""
+    pid: int = 0
+    instance_id: str = ""
+    former: tuple[str, ...] = ()
 
     @property
     def holds(self) -> tuple[Held, ...]:

@@ -17,21 +17,24 @@ Owners = tuple[tuple[str, str, int], ...]
 @dataclass(slots=True)
 class Presence:
     """What is soft about a member. `beat` and `commits` number the requests heard last, so that one which was
-    overtaken on its way is told apart; `revoking_ms` says since when it is to give up what."""
+    overtaken on its way is told apart; `revoking_ms` says since when it is to give up what,
+    `asked_ms` when its user last asked for records (None: it does not say)."""
 
     heard_ms: float
     revoking_ms: dict[Partition, float] = field(default_factory=dict)
     beat: int = 0
     commits: dict[Partition, int] = field(default_factory=dict)
+    asked_ms: float | None = None
 
     def overtook(self, sequence: int) -> bool:
         """Whether a later heartbeat was heard already. Those numbered 0 are not counted."""
         return 0 < sequence < self.beat
 
-    def hear(self, sequence: int, now_ms: float) -> None:
+    def hear(self, request: m.HeartbeatRequest, now_ms: float) -> None:
         """The member gave a sign of life."""
         self.heard_ms = now_ms
-        self.beat = max(self.beat, sequence)
+        self.beat = max(self.beat, request.sequence)
+        self.asked_ms = now_ms - request.asked_ms_ago if request.asked_ms_ago >= 0 else None
 
     def note_commit(self, partition: Partition, sequence: int) -> bool:
         """False where a later commit of the partition was heard already."""
@@ -73,6 +76,8 @@ class Group:
     members: dict[str, MemberRecord] = field(default_factory=dict)
     offsets: dict[Partition, OffsetRecord] = field(default_factory=dict)
     holder: dict[Partition, str] = field(default_factory=dict)
+    instances: dict[str, str] = field(default_factory=dict)
+    empty_since_ms: int = 0
 
     plan: Plan | None = None
     presence: dict[str, Presence] = field(default_factory=dict)
@@ -84,12 +89,15 @@ class Group:
         return bool(self.members or self.offsets)
 
     def record(self) -> GroupRecord:
-        return GroupRecord(self.name, self.epoch)
+        return GroupRecord(self.name, self.epoch, self.empty_since_ms)
 
     def put_member(self, record: MemberRecord, now_ms: float) -> None:
         """Replay: a member joined or changed."""
         self._release(record.member_id)
+        self._unseat(record.member_id)
         self.members[record.member_id] = record
+        if record.instance_id:
+            self.instances[record.instance_id] = record.member_id
         for topic, number, _ in record.holds:
             self.holder[topic, number] = record.member_id
         presence = self.presence.get(record.member_id)
@@ -101,8 +109,24 @@ class Group:
     def drop_member(self, member_id: str) -> None:
         """Replay: a member is gone, and what it held is free."""
         self._release(member_id)
+        self._unseat(member_id)
         self.members.pop(member_id, None)
         self.presence.pop(member_id, None)
+
+    def _unseat(self, member_id: str) -> None:
+        member = self.members.get(member_id)
+        if member is not None and self.instances.get(member.instance_id) == member_id:
+            del self.instances[member.instance_id]
+
+    def seated(self, member: MemberRecord) -> MemberRecord | None:
+        """The life of the same static member that `member` is to take the place of."""
+        now = self.instances.get(member.instance_id) if member.instance_id else None
+        return None if now is None or now == member.member_id else self.members[now]
+
+    def successor(self, member_id: str) -> MemberRecord | None:
+        """The static member's life that took the place of `member_id`."""
+        lives = (self.members[now] for now in self.instances.values())
+        return next((member for member in lives if member_id in member.former), None)
 
     def _release(self, member_id: str) -> None:
         self.owners = None

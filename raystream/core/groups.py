@@ -14,10 +14,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 
 from raystream import messages as m
-from raystream.core import membership, offsets
+from raystream.core import membership, offset_expiry, offsets
 from raystream.core.deadlines import Deadlines
 from raystream.core.group_records import GroupRecord, MemberRecord, OffsetRecord
-from raystream.core.group_state import Group
+from raystream.core.group_state import Group, Presence
 from raystream.core.records import Decision, Record, Removed, removed
 from raystream.errors import GroupNotEmpty, GroupNotFound
 
@@ -80,21 +80,16 @@ class Groups:
         self._topics.know(topic_ids)
         return Decision(offsets.outdated(self._groups.values(), topic_ids))
 
+    def expire_offsets(self, wall_ms: int) -> Decision:
+        """Forgets groups that have had no members for long; see `offset_expiry`."""
+        return Decision(offset_expiry.expired(self._groups.values(), wall_ms))
+
     # Looks ----------------------------------------------------------------------------------------------------------
 
     def describe(self, name: str, now_ms: float) -> m.GroupInfo:
         """One group. Raises GroupNotFound."""
         group = self._existing(name)
-        members = tuple(
-            m.MemberInfo(
-                member_id=member_id,
-                client=member.client,
-                epoch=member.epoch,
-                owned=tuple(sorted((topic, partition) for topic, partition, _ in member.holds)),
-                last_heartbeat_ms_ago=int(now_ms - group.presence[member_id].heard_ms),
-            )
-            for member_id, member in sorted(group.members.items())
-        )
+        members = tuple(_member(member, group.presence[name], now_ms) for name, member in sorted(group.members.items()))
         subscribed = {topic for member in group.members.values() for topic in member.topics}
         if group.members and group.plan is not None:
             subscribed.update(group.plan.counts)
@@ -125,7 +120,8 @@ class Groups:
         """Applies one record; the only thing that changes members, epochs and offsets."""
         match record:
             case GroupRecord():
-                self._group(record.group).epoch = record.epoch
+                group = self._group(record.group)
+                group.epoch, group.empty_since_ms = record.epoch, record.empty_since_ms
             case MemberRecord():
                 self._group(record.group).put_member(record, now_ms)
                 self._deadlines.watch((record.group, record.member_id))
@@ -193,6 +189,21 @@ class Groups:
         if group is None or not group.exists:
             raise GroupNotFound(f"there is no consumer group {name!r}")
         return group
+
+
+def _member(member: MemberRecord, presence: Presence, now_ms: float) -> m.MemberInfo:
+    return m.MemberInfo(
+        member_id=member.member_id,
+        client=member.client,
+        epoch=member.epoch,
+        owned=tuple(sorted((topic, partition) for topic, partition, _ in member.holds)),
+        last_heartbeat_ms_ago=int(now_ms - presence.heard_ms),
+        last_poll_ms_ago=-1 if presence.asked_ms is None else int(now_ms - presence.asked_ms),
+        host=member.host,
+        pid=member.pid,
+        node_id=member.node_id,
+        instance_id=member.instance_id,
+    )
 
 
 def check_group_name(name: object) -> None:

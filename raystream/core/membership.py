@@ -7,23 +7,24 @@ A member's epoch follows the group's at each of its heartbeats, also while it st
 given at the same time can then be committed at once. That a partition waits for its old owner is kept per partition, in
 `revoking`. The epoch that a member spoke with last stays good until it is known to have heard the new one, so that any
 number of lost replies does not make it join again.
+
+A static member names an instance. A new life of it takes the place of the one before in one decision: what that one
+held is given to it at once, nothing else moves, and the one before is fenced for good.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Iterable, Mapping
-from functools import lru_cache
+from collections.abc import Mapping
 from typing import Final
 
 from raystream import messages as m
-from raystream.core import arguments
-from raystream.core.assignors import Partition, sticky
+from raystream.core import arguments, targets
+from raystream.core.assignors import ASSIGNORS, Partition
 from raystream.core.group_records import GroupRecord, Held, MemberRecord
-from raystream.core.group_state import Group, Plan, Presence, Target, holds_exactly
+from raystream.core.group_state import Group, Plan, Presence
 from raystream.core.records import Decision, Record, Removed, removed
-from raystream.core.topic_names import MAX_NAME_CHARACTERS, is_internal
+from raystream.core.topic_names import MAX_NAME_CHARACTERS
 from raystream.errors import FencedMember, InvalidArgument, Overloaded, UnknownMember
 
 JOIN_EPOCH: Final = 0
@@ -34,6 +35,7 @@ MAX_PATTERN_CHARACTERS: Final = 1024
 MAX_SUBSCRIBED_TOPICS: Final = 10_000
 MAX_TIMEOUT_MS: Final = 3_600_000
 MAX_MEMBERS: Final = 10_000
+MAX_FORMER_LIVES: Final = 8
 
 
 def heartbeat(group: Group, request: m.HeartbeatRequest, topics: Mapping[str, int], now_ms: float) -> Decision:
@@ -46,12 +48,15 @@ def heartbeat(group: Group, request: m.HeartbeatRequest, topics: Mapping[str, in
     if steady is not None:
         return Decision((), steady)
     member = _joined(group, request) if request.member_epoch == JOIN_EPOCH else _continued(group, request, known)
-    group.presence.setdefault(request.member_id, Presence(now_ms)).hear(request.sequence, now_ms)
-    plan = group.plan = _planned(group, member, topics)
-    after = _reconciled(member, set(request.owned), group, plan, request.member_epoch)
-    records: list[Record] = []
+    predecessor = group.seated(member)
+    group.presence.setdefault(request.member_id, Presence(now_ms)).hear(request, now_ms)
+    plan = group.plan = targets.planned(group, member, topics, predecessor)
+    after = _reconciled(member, set(request.owned), group, plan, request.member_epoch, predecessor)
+    records: list[Record | Removed] = []
     if plan.epoch != group.epoch:
         records.append(GroupRecord(group.name, plan.epoch))
+    if predecessor is not None:
+        records.append(removed(predecessor))
     if after != known:
         records.append(after)
     owners = () if after.assigned else group.owner_list()
@@ -86,12 +91,12 @@ def _steady_reply(
     reply = plan.steady.get(known.member_id)
     if reply is None or request.member_epoch != known.epoch or request.pattern != known.pattern:
         return None
-    if request.topics != known.topics and _names(request) != known.topics:
+    if request.topics != known.topics and targets.names(request) != known.topics:
         return None
     presence = group.presence[known.member_id]
     if presence.overtook(request.sequence):
         return None
-    presence.hear(request.sequence, now_ms)
+    presence.hear(request, now_ms)
     return reply
 
 
@@ -109,19 +114,52 @@ def _joined(group: Group, request: m.HeartbeatRequest) -> MemberRecord:
     if request.member_id not in group.members and len(group.members) >= MAX_MEMBERS:
         raise Overloaded(f"group {group.name!r} has {MAX_MEMBERS:,} members, as many as a group may have")
     _check_overtaken(group, request)
-    arguments.text("a client's description", request.client, at_least=0, at_most=MAX_CLIENT_CHARACTERS)
+    for what, text in (("description", request.client), ("host", request.host), ("node", request.node_id)):
+        arguments.text(f"a client's {what}", text, at_least=0, at_most=MAX_CLIENT_CHARACTERS)
     _check_subscription(request)
+    if request.assignor not in ASSIGNORS:
+        raise InvalidArgument(f"there is no assignor {request.assignor!r}: there are {', '.join(ASSIGNORS)}")
     return MemberRecord(
         group=request.group,
         member_id=request.member_id,
         client=request.client,
-        topics=_names(request),
+        topics=targets.names(request),
         pattern=request.pattern,
         session_timeout_ms=_timeout_ms("session_timeout_ms", request.session_timeout_ms),
         rebalance_timeout_ms=_timeout_ms("rebalance_timeout_ms", request.rebalance_timeout_ms),
         epoch=0,
         previous_epoch=0,
+        assignor=request.assignor,
+        node_id=request.node_id,
+        host=request.host,
+        pid=arguments.whole("pid", request.pid),
+        instance_id=request.instance_id,
+        former=_former(group, request),
     )
+
+
+def _former(group: Group, request: m.HeartbeatRequest) -> tuple[str, ...]:
+    """The lives that the instance had before this one. Raises FencedMember where this one is among them: the newest
+    that joined counts, however late an older one's call arrives."""
+    check_not_succeeded(group, request.member_id)
+    if not request.instance_id:
+        return ()
+    check_name("group_instance_id", request.instance_id)
+    now = group.members.get(group.instances.get(request.instance_id, ""))
+    if now is None:
+        return ()
+    return now.former if now.member_id == request.member_id else (*now.former, now.member_id)[-MAX_FORMER_LIVES:]
+
+
+def check_not_succeeded(group: Group, member_id: str) -> None:
+    """Raises FencedMember, with `instance_id`, where a newer life of the same static member has taken over."""
+    successor = None if member_id in group.members else group.successor(member_id)
+    if successor is not None:
+        raise FencedMember(
+            f"another consumer joined group {group.name!r} with group_instance_id={successor.instance_id!r} "
+            f"({successor.client}) and has taken over the partitions of this one",
+            instance_id=successor.instance_id,
+        )
 
 
 def _timeout_ms(name: str, value: object) -> int:
@@ -135,6 +173,7 @@ def _continued(group: Group, request: m.HeartbeatRequest, known: MemberRecord | 
     """A member that goes on. One that did not hear of its new epoch speaks with the one before, and then cannot own
     what the group does not count as its own."""
     if known is None:
+        check_not_succeeded(group, request.member_id)
         raise UnknownMember(f"group {group.name!r} does not know member {request.member_id}: join again")
     current = request.member_epoch == known.epoch
     unheard = request.member_epoch == known.previous_epoch and {held[:2] for held in known.holds}.issuperset(
@@ -149,7 +188,7 @@ def _continued(group: Group, request: m.HeartbeatRequest, known: MemberRecord | 
     if (request.topics, request.pattern) == (known.topics, known.pattern):
         return known
     _check_subscription(request)
-    return dataclasses.replace(known, topics=_names(request), pattern=request.pattern)
+    return dataclasses.replace(known, topics=targets.names(request), pattern=request.pattern)
 
 
 def _check_overtaken(group: Group, request: m.HeartbeatRequest) -> None:
@@ -163,7 +202,9 @@ def _check_overtaken(group: Group, request: m.HeartbeatRequest) -> None:
 
 def _check_subscription(request: m.HeartbeatRequest) -> None:
     if request.pattern is not None:
-        _compiled(arguments.text("the topic pattern", request.pattern, at_least=1, at_most=MAX_PATTERN_CHARACTERS))
+        targets.compiled(
+            arguments.text("the topic pattern", request.pattern, at_least=1, at_most=MAX_PATTERN_CHARACTERS)
+        )
     elif not request.topics:
         raise InvalidArgument("a member subscribes to at least one topic, or to a pattern")
     if len(request.topics) > MAX_SUBSCRIBED_TOPICS:
@@ -172,81 +213,20 @@ def _check_subscription(request: m.HeartbeatRequest) -> None:
         arguments.text("topic name", topic, at_least=1, at_most=MAX_NAME_CHARACTERS)
 
 
-@lru_cache(maxsize=256)
-def _compiled(pattern: str) -> re.Pattern[str]:
-    try:
-        return re.compile(pattern)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise InvalidArgument(f"the topic pattern {pattern!r} is no regular expression: {error}") from None
-
-
-# Who should have what -------------------------------------------------------------------------------------------------
-
-
-def _names(request: m.HeartbeatRequest) -> tuple[str, ...]:
-    return tuple(sorted(set(request.topics)))
-
-
-def _subscription(member: MemberRecord, topics: Iterable[str]) -> Iterable[str]:
-    if member.pattern is None:
-        return member.topics
-    pattern = _compiled(member.pattern)
-    return [topic for topic in topics if not is_internal(topic) and pattern.fullmatch(topic)]
-
-
-def _planned(group: Group, member: MemberRecord, topics: Mapping[str, int]) -> Plan:
-    """The plan with `member` as it is now: the one at hand where nothing is new, or one for a new group epoch.
-
-    A plan for an epoch is made once. Where an epoch may have had one that is lost (a restart), the same epoch is used
-    again only if everybody already holds what the new plan says, so that no partition has two owners in one epoch.
-    """
-    plan = group.plan
-    known = group.members.get(member.member_id)
-    changed = known is None or (known.topics, known.pattern) != (member.topics, member.pattern)
-    if not changed and plan is not None and plan.epoch == group.epoch and plan.topics is topics:
-        return plan
-    members = {**group.members, member.member_id: member} if changed else group.members
-    counts = _subscribed_counts(members.values(), topics)
-    if not changed and plan is not None and plan.counts == counts:
-        if plan.epoch == group.epoch:
-            plan.topics = topics
-            return plan
-        if plan.epoch < group.epoch:  # members left, which began an epoch that has no plan yet
-            return Plan(group.epoch, topics, counts, _target(group, members, counts))
-    target = _target(group, members, counts)
-    if not changed and plan is None and holds_exactly(members, target):
-        return Plan(group.epoch, topics, counts, target)
-    return Plan(group.epoch + 1, topics, counts, target)
-
-
-def _subscribed_counts(members: Iterable[MemberRecord], topics: Mapping[str, int]) -> dict[str, int]:
-    wanted: set[str] = set()
-    for subscription in {(member.topics, member.pattern): member for member in members}.values():
-        wanted.update(_subscription(subscription, topics))
-    return {topic: topics[topic] for topic in wanted if topic in topics}
-
-
-def _target(group: Group, members: Mapping[str, MemberRecord], counts: Mapping[str, int]) -> Target:
-    """Sticks to the plan at hand, so that what is on its way arrives, and otherwise to what members hold."""
-    held: dict[Partition, str] = {}
-    for member_id, member in group.members.items():
-        for topic, number, _ in member.assigned:
-            held[topic, number] = member_id
-    for member_id, partitions in (group.plan.target if group.plan is not None else {}).items():
-        if member_id in members:
-            held.update(dict.fromkeys(partitions, member_id))
-    subscriptions = {member_id: _subscription(member, counts) for member_id, member in members.items()}
-    shares: dict[str, list[Partition]] = {member_id: [] for member_id in members}
-    for partition, member_id in sticky(subscriptions, counts, held).items():
-        shares[member_id].append(partition)
-    return {member_id: frozenset(share) for member_id, share in shares.items()}
+# One step nearer to the plan ------------------------------------------------------------------------------------------
 
 
 def _reconciled(
-    member: MemberRecord, owned: set[Partition], group: Group, plan: Plan, spoken_epoch: int
+    member: MemberRecord,
+    owned: set[Partition],
+    group: Group,
+    plan: Plan,
+    spoken_epoch: int,
+    predecessor: MemberRecord | None,
 ) -> MemberRecord:
-    """The member one step nearer to its target."""
+    """The member one step nearer to its target. What its predecessor held is free: that one is gone with this."""
     target = plan.target[member.member_id]
+    free = {None, member.member_id, predecessor.member_id if predecessor is not None else None}
     keep: list[Held] = []
     revoking = [held for held in member.revoking if held[:2] in owned]
     for held in member.assigned:
@@ -258,7 +238,7 @@ def _reconciled(
     given = [
         (topic, number, plan.epoch)
         for topic, number in target
-        if (topic, number) not in mine and group.holder.get((topic, number), member.member_id) == member.member_id
+        if (topic, number) not in mine and group.holder.get((topic, number)) in free
     ]
     return dataclasses.replace(
         member,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Final
 
@@ -10,6 +11,7 @@ from raystream.core import arguments
 from raystream.core.assignors import Partition
 from raystream.core.group_records import OffsetRecord
 from raystream.core.group_state import Group
+from raystream.core.membership import check_not_succeeded
 from raystream.core.records import Decision, Record, Removed, removed
 from raystream.core.topic_names import MAX_NAME_CHARACTERS
 from raystream.errors import FencedMember, GroupNotEmpty, InvalidArgument, UnknownMember
@@ -64,12 +66,15 @@ def commit(group: Group, request: m.CommitRequest, topics: KnownTopics) -> Decis
             continue
         if group.offsets.get(partition) != record:
             records.append(record)
+    if records and not group.members and group.empty_since_ms:  # somebody cares for the group
+        records.append(dataclasses.replace(group.record(), empty_since_ms=0))
     return Decision(tuple(records), m.Done())
 
 
 def _check_member(group: Group, request: m.CommitRequest) -> None:
     member = group.members.get(request.member_id)
     if member is None:
+        check_not_succeeded(group, request.member_id)
         raise UnknownMember(f"group {group.name!r} does not know member {request.member_id}: join again")
     if request.member_epoch > member.epoch:
         raise FencedMember(f"member {request.member_id} is at epoch {member.epoch}, not {request.member_epoch}")

@@ -28,6 +28,9 @@ class HeartbeatRequest:
 
     `sequence` grows with every heartbeat of the member's life, also over joins (a repeated call keeps its own): one
     that arrives after a later one is refused. 0 is not counted.
+
+    What it says when it joins: the `assignor` that it wants, its `instance_id` where it is a static member, and where
+    it runs (`node_id` is the Ray node's). `asked_ms_ago` is how long ago its user last asked for records (-1: unknown).
     """
 
     group: str
@@ -40,6 +43,12 @@ class HeartbeatRequest:
     session_timeout_ms: int = 10_000
     rebalance_timeout_ms: int = 60_000
     sequence: int = 0
+    assignor: str = "sticky"
+    instance_id: str = ""
+    node_id: str = ""
+    host: str = ""
+    pid: int = 0
+    asked_ms_ago: int = -1
     protocol: int = PROTOCOL
 
 
@@ -94,6 +103,11 @@ class MemberInfo:
     epoch: int
     owned: tuple[tuple[str, int], ...]
     last_heartbeat_ms_ago: int
+    last_poll_ms_ago: int = -1
+    host: str = ""
+    pid: int = 0
+    node_id: str = ""
+    instance_id: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -183,7 +183,19 @@ class FakePartition:
         raise NotImplementedError
 
     async def status(self, *, timeout_ms: float) -> tuple[m.ReplicaStatus, ...]:
-        raise NotImplementedError
+        end = self.end_offset
+        return (
+            m.ReplicaStatus(
+                topic_id=self.topic_id,
+                partition=self.partition,
+                leader_epoch=1,
+                start_offset=self.start_offset,
+                end_offset=end,
+                high_watermark=end,
+                size_bytes=self.size,
+                segments=1,
+            ),
+        )
 
 
 @dataclass
@@ -407,7 +419,14 @@ class FakeCluster:
 
     def consumer(self, topics: Any = "t", group: str | None = None, start: Any = "earliest", **how: Any) -> Consumer:
         """A consumer with short intervals. Consumer arguments and settings in one, as `cluster.consumer` takes them."""
-        names = ("key_deserializer", "value_deserializer", "client_id", "produce")
+        names = (
+            "key_deserializer",
+            "value_deserializer",
+            "client_id",
+            "group_instance_id",
+            "on_offsets_lost",
+            "produce",
+        )
         arguments = {name: how.pop(name) for name in names if name in how}
         quick = {"heartbeat_interval_ms": 50, "auto_commit_interval_ms": 50, "fetch_max_wait_ms": 200}
         config = build(ConsumerConfig, quick | how)

@@ -21,6 +21,7 @@ from raystream import messages as m
 from raystream.core.group_state import Group
 from raystream.core.groups import Groups
 from raystream.core.records import Decision, Record, Removed, from_pair, to_pair
+from raystream.core.targets import chosen_assignor
 from raystream.errors import FencedMember, RaystreamError, UnknownMember
 
 GROUP = "g"
@@ -41,6 +42,8 @@ class Client:
     holds: dict[Partition, int] = field(default_factory=dict)
     closing: set[Partition] = field(default_factory=set)
     position: dict[Partition, int] = field(default_factory=dict)
+    assignor: str = "sticky"
+    instance: str = ""
 
     def start_over(self) -> None:
         self.epoch = 0
@@ -64,7 +67,9 @@ class GroupMachine(RuleBasedStateMachine):
         self.positions: dict[Partition, int] = {}
         self.late: list[m.HeartbeatRequest | m.CommitRequest] = []
         self.sequence = 0
+        self.lives: Counter[str] = Counter()
         self.now_ms = 0.0
+        self.wall_ms = 1_800_000_000_000
 
     @initialize(one=st.integers(1, 6), two=st.integers(0, 4))
     def create_topics(self, one: int, two: int) -> None:
@@ -95,13 +100,20 @@ class GroupMachine(RuleBasedStateMachine):
             session_timeout_ms=SESSION_MS,
             rebalance_timeout_ms=REBALANCE_MS,
             sequence=self.sequence,
+            assignor=client.assignor,
+            instance_id=client.instance,
+            node_id=member,
         )
 
     def _heartbeat(self, member: str, *, lose_reply: bool = False) -> None:
         client = self.clients[member]
         try:
             decision = self.groups.heartbeat(self._request(member), self.topics, self.now_ms)
-        except (UnknownMember, FencedMember):
+        except (UnknownMember, FencedMember) as error:
+            if getattr(error, "instance_id", ""):
+                assert client.instance, "only static members are replaced"
+                del self.clients[member]  # a life that joined later took its place: this one ends
+                return
             assert client.epoch != 0
             client.start_over()
             return
@@ -116,6 +128,38 @@ class GroupMachine(RuleBasedStateMachine):
         for partition in assigned.keys() - client.holds.keys():
             client.position[partition] = self.positions.get(partition, 0)
         client.holds.update(assigned)
+
+    @rule(instance=st.sampled_from(["s", "t"]), names=st.sets(TOPICS, min_size=1), ends=st.booleans())
+    def start_a_life_of_a_static_member(self, instance: str, names: set[str], ends: bool) -> None:
+        """Its group may take it for one that replaces a life that goes on, or has ended without a word (`ends`)."""
+        former = f"{instance}#{self.lives[instance]}"
+        if ends:
+            self.clients.pop(former, None)
+        self.lives[instance] += 1
+        before = self._group()
+        held = {p for p, owner in before.holder.items() if not owner.startswith(f"{instance}#")}
+        kept = {p: before.holder[p] for p in held}
+        life = f"{instance}#{self.lives[instance]}"
+        self.clients[life] = Client(topics=tuple(sorted(names)), instance=instance)
+        self._heartbeat(life)
+        assert {p: owner for p, owner in self._group().holder.items() if p in held} == kept
+        assert [name for name in self._group().members if name.startswith(f"{instance}#")] == [life]
+
+    @rule(instance=st.sampled_from(["s", "t"]), back=st.integers(0, 2), let_go=st.booleans())
+    def a_life_beats(self, instance: str, back: int, let_go: bool) -> None:
+        self.beat(f"{instance}#{self.lives[instance] - back}", lose_reply=False, let_go=let_go)
+
+    @rule(instance=st.sampled_from(["s", "t"]), back=st.integers(0, 2), late=st.booleans())
+    def a_life_commits(self, instance: str, back: int, late: bool) -> None:
+        self.commit(f"{instance}#{self.lives[instance] - back}", late)
+
+    @rule(member=MEMBERS, assignor=st.sampled_from(["sticky", "range", "roundrobin"]))
+    def join_again_with_an_assignor(self, member: str, assignor: str) -> None:
+        client = self.clients.get(member)
+        if client is not None:
+            client.start_over()
+            client.assignor = assignor
+            self._heartbeat(member)
 
     @rule(member=MEMBERS, names=st.sets(TOPICS, min_size=1), pattern=st.sampled_from([None, None, "t.*", "(one|tree)"]))
     def subscribe(self, member: str, names: set[str], pattern: str | None) -> None:
@@ -182,6 +226,16 @@ class GroupMachine(RuleBasedStateMachine):
         self._replay(self.groups.expire(self.now_ms))
         first = self.groups.next_expiry_ms()
         assert first is None or first > self.now_ms
+
+    @rule(days=st.integers(0, 4))
+    def days_pass_and_somebody_looks_for_what_is_forgotten(self, days: int) -> None:
+        self.wall_ms += days * 86_400_000
+        kept = dict(self._group().offsets)
+        self._replay(self.groups.expire_offsets(self.wall_ms))
+        if self._group().members:
+            assert self._group().offsets == kept, "a group that lives keeps its positions"
+        elif not self._group().offsets:
+            self.positions = {}
 
     @rule(topic=TOPICS)
     def grow(self, topic: str) -> None:
@@ -285,8 +339,8 @@ class GroupMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         for _ in range(12):
             self.now_ms += SESSION_MS / 3
-            for member, client in self.clients.items():
-                self._let_go(client)
+            for member in list(self.clients):
+                self._let_go(self.clients[member])
                 self._heartbeat(member)
             self._replay(self.groups.expire(self.now_ms))
         clients = self.clients.values()
@@ -299,7 +353,8 @@ class GroupMachine(RuleBasedStateMachine):
         assert set(self._group().holder) == wanted
         assert sorted(p for client in clients for p in client.holds) == sorted(wanted)
         assert all(client.wants(topic) for client in clients for topic, _ in client.holds)
-        if len({(client.topics, client.pattern) for client in clients}) == 1:
+        range_chosen = self.clients and chosen_assignor(self._group().members.values()) == "range"
+        if len({(client.topics, client.pattern) for client in clients}) == 1 and not range_chosen:
             counts = [len(client.holds) for client in clients]
             assert max(counts) - min(counts) <= 1
         if self.clients:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import io
 import json
 import logging
@@ -21,6 +22,7 @@ from raystream.errors import ClusterGone, InvalidTopicName, TopicNotFound
 from raystream.schema import RAW_READ_SCHEMA
 from raystream.types import (
     GroupDescription,
+    OffsetMove,
     PartitionDescription,
     PartitionLag,
     Rows,
@@ -159,8 +161,9 @@ class FakeCluster:
     def lag(self, group: str) -> Rows[PartitionLag]:
         return Rows([PartitionLag("flights", 0, 4, 6, 2, None)])
 
-    def reset_offsets(self, group: str, topic: str, to: Any) -> None:
-        self.calls.append(("reset_offsets", group, topic, to))
+    def reset_offsets(self, group: str, topic: str, to: Any, dry_run: bool, *, shift: int | None) -> Rows[OffsetMove]:
+        self.calls.append(("reset_offsets", group, topic, to, dry_run, shift))
+        return Rows([OffsetMove("flights", 0, None, 4)])
 
     def producer(self, **_: Any) -> FakeProducer:
         return FakeProducer(self)
@@ -243,8 +246,17 @@ def test_an_address_where_nobody_answers(cluster: FakeCluster, capsys: pytest.Ca
 
 def test_group_reset(cluster: FakeCluster, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["group", "reset", "g", "flights", "--to", "0:4"]) == 0
-    assert cluster.calls == [("reset_offsets", "g", "flights", {0: 4})]
-    assert capsys.readouterr().out.splitlines()[1].split() == ["flights", "0", "4", "6", "2", "–"]
+    assert main(["group", "reset", "g", "flights", "--shift", "-5", "--dry-run"]) == 0
+    assert main(["group", "reset", "g", "flights", "--to-time", "2h"]) == 0
+    assert cluster.calls == [
+        ("reset_offsets", "g", "flights", {0: 4}, False, None),
+        ("reset_offsets", "g", "flights", None, True, -5),
+        ("reset_offsets", "g", "flights", dt.timedelta(hours=2), False, None),
+    ]
+    assert capsys.readouterr().out.splitlines()[1].split() == ["flights", "0", "–", "4"]
+    for bad in (["--to-time", "earliest"], ["--shift", "x"], ["--to", "latest", "--shift", "1"], []):
+        with pytest.raises(SystemExit):
+            main(["group", "reset", "g", "flights", *bad])
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from raystream.actors.membership import Membership
 from raystream.actors.offsets_log import OffsetsLog
 from raystream.actors.raft_disk import RaftDisk
 from raystream.client.buffer import Buffer
-from raystream.core import offsets, quorum
+from raystream.core import membership, offsets, quorum
 from raystream.core import raft_leader as raft_leader_module
 from raystream.core.elections import Elections
 from raystream.core.leader import Leader
@@ -128,6 +128,15 @@ def _commits_of_any_epoch(group: Any, request: m.CommitRequest) -> None:
     pass
 
 
+def _given_before_it_is_let_go(member: Any, owned: Any, group: Any, *rest: Any) -> Any:
+    with mock.patch.object(group, "holder", {}):
+        return _reconciled(member, owned, group, *rest)
+
+
+def _ahead_of_the_group(group: Any) -> Any:
+    return tuple(dataclasses.replace(position, offset=position.offset + 2) for position in _positions(group))
+
+
 def _back(position: Any) -> Any:
     return dataclasses.replace(position, offset=max(position.offset - 3, 0))
 
@@ -135,6 +144,7 @@ def _back(position: Any) -> Any:
 _settle, _lead = Leading._settle, Leading.__init__
 _check_sequence, _check_read = ProducerState.check, Leader.check_read
 _changed = Elections._changed
+_reconciled, _positions = membership._reconciled, offsets.positions
 _send_heartbeat, _write, _commit = Membership._send_heartbeat, RaftDisk.write, offsets.commit
 
 BUGS: Final[Mapping[str, Bug]] = {
@@ -172,6 +182,8 @@ BUGS: Final[Mapping[str, Bug]] = {
     "a commit is not fenced by the member's epoch": replaced(
         offsets, "_check_member", _commits_of_any_epoch, focus=("pause_client",), at=20
     ),
+    "a partition is given before it is let go": replaced(membership, "_reconciled", _given_before_it_is_let_go, at=3),
+    "a member begins ahead of its group": replaced(offsets, "positions", _ahead_of_the_group, at=1),
     "a commit is answered and another one written": replaced(offsets, "commit", _positions_may_go_back, at=2),
 }
 """By what is wrong."""

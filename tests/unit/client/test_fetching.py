@@ -202,10 +202,11 @@ def test_a_topic_that_is_missing_is_an_error_with_the_remedy(cluster: FakeCluste
 
 
 def test_an_offset_that_is_gone_is_reset_with_a_warning(cluster: FakeCluster, caplog: pytest.LogCaptureFixture) -> None:
+    how = {"group": "g", "start": "earliest", "on_offsets_lost": "warn"}
     cluster.append("t", [b"%d" % n for n in range(10)])
     part(cluster).start_offset = 6
     cluster.coordinator_port.offsets["t", 0] = 2
-    with caplog.at_level(logging.WARNING, "raystream"), cluster.consumer(group="g", start="earliest") as consumer:
+    with caplog.at_level(logging.WARNING, "raystream"), cluster.consumer(**how) as consumer:
         assert next(iter(consumer)).offset == 6
     assert "t-0: offset 2 is no longer there: 4 records were lost; going on at 6" in caplog.text
 

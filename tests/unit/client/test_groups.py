@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import pytest
 
 from raystream import messages as m
 from raystream.client.consumer import Consumer
+from raystream.errors import FencedMember, InvalidArgument, InvalidConfig
 from raystream.types import Record, TopicPartition
 from tests.fakes.log import FakeCluster, eventually
 
@@ -115,3 +117,65 @@ def test_more_members_than_partitions(cluster: FakeCluster) -> None:
     eventually(lambda: any(c.assignment() for c in consumers if c is idle or not c.closed))
     for consumer in consumers:
         consumer.close()
+
+
+def test_a_static_members_restart_moves_nothing(cluster: FakeCluster) -> None:
+    fill(cluster, 2)
+    first = cluster.consumer(group="g", group_instance_id="one")
+    with cluster.consumer(group="g") as other:
+        eventually(lambda: stable(cluster, 2) and len(first.assignment()) == len(other.assignment()) == 2)
+        before, others = first.assignment(), other.assignment()
+        batch = first.poll(5)
+        assert batch is not None
+        first.close()
+        with cluster.consumer(group="g", group_instance_id="one") as again:
+            eventually(lambda: again.assignment() == before)
+            assert again.committed(batch.topic, batch.partition) == batch.offsets.stop
+            assert other.assignment() == others
+            eventually(lambda: stable(cluster, 2))
+        again.close()
+        assert len(group(cluster).members) == 2, "closing does not leave"
+
+
+def test_a_static_member_leaves_where_it_is_told_to(cluster: FakeCluster) -> None:
+    fill(cluster, 1)
+    with cluster.consumer(group="g") as other:
+        leaving = cluster.consumer(group="g", group_instance_id="one")
+        eventually(lambda: len(other.assignment()) == PARTITIONS - 2)
+        leaving.close(leave=True)
+        eventually(lambda: len(other.assignment()) == PARTITIONS)
+
+
+def test_of_two_live_members_with_one_instance_the_newer_wins(cluster: FakeCluster) -> None:
+    fill(cluster, 1)
+    with cluster.consumer(group="g", group_instance_id="one", client_id="older", auto_commit=False) as older:
+        assert older.poll(5) is not None
+        with cluster.consumer(group="g", group_instance_id="one", client_id="newer") as newer:
+            eventually(lambda: len(newer.assignment()) == PARTITIONS)
+            with pytest.raises(FencedMember, match=r"group_instance_id='one' \(newer\)"):
+                older.commit()
+            with pytest.raises(FencedMember, match="has taken over the partitions of this one"):
+                list(older.batches())
+            assert len(newer.assignment()) == PARTITIONS and stable(cluster, 1)
+
+
+def test_an_instance_is_a_name_in_a_group(cluster: FakeCluster) -> None:
+    with pytest.raises(InvalidArgument, match="give group="):
+        cluster.consumer(group_instance_id="one")
+    with pytest.raises(InvalidArgument, match="a name that this member keeps"):
+        cluster.consumer(group="g", group_instance_id="")
+    with pytest.raises(InvalidConfig, match="'fair' is none of"):
+        cluster.consumer(group="g", assignor="fair")
+
+
+def test_a_pattern_picks_up_new_topics_and_partitions_within_a_heartbeat_or_two(cluster: FakeCluster) -> None:
+    with cluster.consumer(re.compile("t|u.*"), group="g") as a, cluster.consumer(re.compile("t|u.*"), group="g") as b:
+        eventually(lambda: stable(cluster, 2))
+        before = {*a.assignment()}, {*b.assignment()}
+        cluster.create("u1", 3)
+        cluster.append("u1", [b"new"], 2)
+        eventually(lambda: len(a.assignment()) + len(b.assignment()) == PARTITIONS + 3)
+        assert before[0] <= {*a.assignment()} and before[1] <= {*b.assignment()}, "nothing moves for what is new"
+        reader = a if TopicPartition("u1", 2) in a.assignment() else b
+        batch = reader.poll(5)
+        assert batch is not None and batch.topic_partition == TopicPartition("u1", 2), "read from its beginning"

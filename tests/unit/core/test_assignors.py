@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raystream.core.assignors import Partition, sticky
+from raystream.core.assignors import Partition, assign_range, roundrobin, sticky
 
 TOPICS = st.dictionaries(st.sampled_from(["t", "u", "v"]), st.integers(0, 3), min_size=1)
 SUBSCRIPTIONS = st.dictionaries(st.sampled_from("abcd"), st.sets(st.sampled_from(["t", "u", "v", "w"])), min_size=1)
@@ -112,3 +112,82 @@ def test_a_large_group_is_spread_evenly(members: int) -> None:
     owner = sticky({f"m{n:03}": list(topics) for n in range(members)}, topics, {})
     counts = Counter(owner.values())
     assert len(owner) == 400 and max(counts.values()) - min(counts.values()) <= 1
+
+
+@settings(deadline=None)
+@given(SUBSCRIPTIONS, TOPICS)
+def test_range_and_roundrobin_give_every_partition_to_somebody_who_reads_it(
+    subscriptions: dict[str, set[str]], topics: dict[str, int]
+) -> None:
+    read = {(t, n) for t, count in topics.items() for n in range(count) if any(t in s for s in subscriptions.values())}
+    for assign in (assign_range, roundrobin):
+        owners = assign(subscriptions, topics)
+        assert set(owners) == read
+        assert all(partition[0] in subscriptions[member] for partition, member in owners.items())
+
+
+@settings(deadline=None)
+@given(st.integers(1, 9), st.dictionaries(st.sampled_from("tuv"), st.integers(0, 20), min_size=1))
+def test_alike_subscribers_get_alike(members: int, topics: dict[str, int]) -> None:
+    subscriptions = {f"m{n}": set(topics) for n in range(members)}
+    by_turn = Counter(roundrobin(subscriptions, topics).values())
+    assert max(by_turn[m] for m in subscriptions) - min(by_turn[m] for m in subscriptions) <= 1
+    owners = assign_range(subscriptions, topics)
+    for topic, count in topics.items():
+        line = [owners[topic, number] for number in range(count)]
+        assert line == sorted(line), "runs, in the order of names"
+        runs = Counter(line)
+        assert max(runs[m] for m in subscriptions) - min(runs[m] for m in subscriptions) <= 1
+
+
+def test_range_puts_the_same_numbers_of_like_topics_together() -> None:
+    owners = assign_range({"a": ["t", "u"], "b": ["t", "u"]}, {"t": 3, "u": 3})
+    assert [owners["t", n] for n in range(3)] == [owners["u", n] for n in range(3)] == ["a", "a", "b"]
+
+
+PLACES = st.dictionaries(st.sampled_from("abcd"), st.sampled_from(["n1", "n2", "n3", ""]), min_size=4)
+
+
+@settings(deadline=None)
+@given(SUBSCRIPTIONS, TOPICS, PLACES, st.randoms(use_true_random=False))
+def test_nearness_costs_neither_balance_nor_stickiness(
+    subscriptions: dict[str, set[str]], topics: dict[str, int], nodes: dict[str, str], rng: random.Random
+) -> None:
+    partitions = [(topic, number) for topic, count in topics.items() for number in range(count)]
+    held = {partition: rng.choice([*subscriptions, "gone"]) for partition in partitions if rng.random() < 0.6}
+    leaders = {partition: rng.choice(["n1", "n2", "n3"]) for partition in partitions}
+    blind = sticky(subscriptions, topics, held)
+    owner = sticky(subscriptions, topics, held, nodes, leaders)
+    assert set(owner) == set(blind)
+    assert all(partition[0] in subscriptions[member] for partition, member in owner.items())
+    assert loads(owner, subscriptions) == loads(blind, subscriptions)
+    moved_leaders = {partition: rng.choice(["n1", "n2", "n3"]) for partition in partitions}
+    assert sticky(subscriptions, topics, owner, nodes, moved_leaders) == owner, (
+        "a leader that moves takes nothing along"
+    )
+
+
+@settings(deadline=None)
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(0, 3), st.randoms(use_true_random=False))
+def test_members_beside_all_leaders_read_what_is_beside_them(
+    nodes: int, each: int, more: int, rng: random.Random
+) -> None:
+    """As many members as partitions per node allow everybody what is near."""
+    members = {f"m{node}.{n}": f"n{node}" for node in range(nodes) for n in range(each)}
+    numbers = list(range(len(members) * (1 + more)))
+    rng.shuffle(numbers)
+    leaders = {("t", number): f"n{place % nodes}" for place, number in enumerate(numbers)}
+    owner = sticky({member: ["t"] for member in members}, {"t": len(numbers)}, {}, members, leaders)
+    assert all(members[owner[partition]] == node for partition, node in leaders.items())
+
+
+def test_one_partition_goes_to_the_member_beside_its_leader() -> None:
+    subscriptions = {member: ["t"] for member in "abc"}
+    assert sticky(subscriptions, {"t": 1}, {}, {"a": "n1", "b": "n2", "c": "n3"}, {("t", 0): "n3"}) == {("t", 0): "c"}
+
+
+def test_what_balance_moves_moves_towards_its_leader() -> None:
+    held = {("t", number): "a" for number in range(4)}
+    leaders = {("t", number): "n2" if number == 1 else "n1" for number in range(4)}
+    owner = sticky({"a": ["t"], "b": ["t"]}, {"t": 4}, held, {"a": "n1", "b": "n2"}, leaders)
+    assert owner["t", 1] == "b" and Counter(owner.values()) == {"a": 2, "b": 2}
