@@ -266,7 +266,7 @@ class Cluster:
     # Groups, brokers ------------------------------------------------------------------------------------------------
 
     def groups(self) -> Rows[GroupDescription]:
-        """Every consumer group."""
+        """Every consumer group and share group."""
         rows: Rows[GroupDescription] = self._run(self._admin.groups())
         return rows
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Final
 
 import pyarrow as pa
@@ -30,6 +31,7 @@ from raystream.types import (
     PartitionDescription,
     PartitionLag,
     Rows,
+    SharePartitionDescription,
     TopicDescription,
     TopicPartition,
 )
@@ -210,7 +212,7 @@ class Admin:
     # Groups ---------------------------------------------------------------------------------------------------------
 
     async def groups(self) -> Rows[GroupDescription]:
-        """Every consumer group."""
+        """Every consumer group and share group."""
         infos = await self._routing.call_coordinator(
             lambda port, left: port.list_groups(m.GroupRequest(), timeout_ms=left)
         )
@@ -255,6 +257,7 @@ class Admin:
     async def _group(self, info: m.GroupInfo) -> GroupDescription:
         owners = {TopicPartition(*owned): member.client for member in info.members for owned in member.owned}
         committed = {TopicPartition(o.topic, o.partition): o.offset for o in info.offsets}
+        settled = {TopicPartition(share.topic, share.partition): share.settled for share in info.shares}
         topics = sorted({*info.topics, *(tp.topic for tp in committed)})
         rows: Rows[PartitionLag] = Rows()
         for topic in topics:
@@ -267,6 +270,8 @@ class Admin:
                 at = TopicPartition(topic, partition)
                 position = committed.get(at)
                 lag = None if position is None else max(0, status.end_offset - max(position, status.start_offset))
+                if lag is not None and at in settled:
+                    lag = max(0, lag - settled[at])
                 rows.append(PartitionLag(topic, partition, position, status.end_offset, lag, owners.get(at)))
         members = Rows(
             MemberDescription(
@@ -288,6 +293,8 @@ class Admin:
             lag=sum(known) if known else None,
             member_list=members,
             partition_list=rows,
+            kind="share" if info.kind == "share" else "consumer",
+            share_list=Rows(SharePartitionDescription(**asdict(share)) for share in info.shares),
         )
 
     # Brokers --------------------------------------------------------------------------------------------------------

@@ -214,8 +214,9 @@ class ShareSession:
             if queued <= self._ask // 2 and not (gave_back and not self._ledger.hungry()):
                 break
             had_any |= bool(queued)
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._taken.wait(), self._until_stale_s())
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._until_stale_s()):  # wait_for may swallow that the task is cancelled
+                    await self._taken.wait()
         took_ms = clock.monotonic_ms() - began_ms
         if gave_back or (had_any and took_ms > SLOW_MS):
             self._ask = max(self._ask // 4, 1)
