@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from raystream.client.share_aio import ShareConsumer as AioShareConsumer
 from raystream.client.share_consumer import ShareConsumer
 from raystream.core.share_records import SharePartitionRecord
 from raystream.errors import (
@@ -351,6 +352,24 @@ async def test_records_and_batches_by_coroutines(cluster: FakeCluster) -> None:
     await asyncio.to_thread(consumer.close)
     assert len({(r.partition, r.offset) for r in got}) == 7
     assert all_settled(cluster)
+
+
+async def test_the_thin_coroutines_over_it(cluster: FakeCluster) -> None:
+    async with AioShareConsumer(await asyncio.to_thread(open_share, cluster, max_poll_records=2)) as consumer:
+        first = await anext(aiter(consumer))
+        consumer.renew(first)
+        assert consumer.deliveries(first) == 1
+        consumer.acknowledge(first)
+        batch = await consumer.poll(5)
+        assert batch is not None
+        consumer.acknowledge(batch, "release")
+        async for more in consumer.batches():
+            consumer.acknowledge(more, "accept")
+            consumer.stop()
+        await consumer.commit()
+        assert state(cluster).accepted + state(cluster, 1).accepted >= 2
+        await consumer.close()
+    assert consumer.sync.closed
 
 
 def test_a_new_group_starts_where_it_is_told_to(cluster: FakeCluster) -> None:
