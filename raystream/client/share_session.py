@@ -35,6 +35,7 @@ FIRST_ASK: Final = 4
 QUICK_MS: Final = 100.0
 SLOW_MS: Final = 1_000.0
 EMPTY_PAUSE_MS: Final = 50.0
+MAX_EMPTY_PAUSE_MS: Final = 500.0
 MOST_SAID: Final = 2_000
 """One call carries so many ranges."""
 BURY_AGAIN_S: Final = 1.0
@@ -72,6 +73,7 @@ class ShareSession:
         self._acknowledgements = itertools.count(1)
         self._received = 0
         self._ask = min(FIRST_ASK, config.max_poll_records)
+        self._pause_ms = EMPTY_PAUSE_MS
         self._life = 0
         """Grows whenever the member joins anew."""
         self._joining = asyncio.Lock()
@@ -198,8 +200,11 @@ class ShareSession:
             self._burials.add(task)
             task.add_done_callback(self._burials.discard)
         await asyncio.gather(*(self._deliver(found, arrived_ms) for found in reply.ranges if not found[5]))
-        if not reply.ranges and arrived_ms - began_ms < EMPTY_PAUSE_MS:
-            await asyncio.sleep(EMPTY_PAUSE_MS / 1000)  # the coordinator lets no more members wait
+        if reply.ranges or arrived_ms - began_ms >= EMPTY_PAUSE_MS:
+            self._pause_ms = EMPTY_PAUSE_MS
+        else:  # the coordinator lets no more members wait
+            await asyncio.sleep(self._pause_ms / 1000)
+            self._pause_ms = min(self._pause_ms * 2, MAX_EMPTY_PAUSE_MS)
 
     async def _room(self) -> None:
         """Waits until the user has nearly run out, and learns from how long that takes how much to ask for. Who had
