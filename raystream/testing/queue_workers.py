@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from raystream.cluster import Cluster
 
 POLL_S: Final = 0.2
+SLOW: Final = 0.2
+"""So many batches take a worker a while."""
+SLOW_S: Final = 1.5
 WORDS: Final[tuple[tuple[Word, int], ...]] = (("accept", 16), ("release", 3), ("reject", 1))
 Row = tuple[str, int, int, str | int]
 
@@ -84,9 +87,9 @@ class RecordingWorker:
                 continue
             with consumer:
                 while not stop.is_set():
-                    self._work(consumer)
+                    self._work(consumer, stop)
 
-    def _work(self, consumer: ShareConsumer) -> None:
+    def _work(self, consumer: ShareConsumer, stop: threading.Event) -> None:
         batch = consumer.poll(POLL_S)
         if batch is None:
             return
@@ -96,6 +99,8 @@ class RecordingWorker:
         except InvalidArgument:  # the member was not known any more meanwhile
             delivery = 1
         self._record("ok", "deliver", map(_row, records), epoch=delivery)
+        if self._chance.random() < SLOW:
+            stop.wait(self._chance.uniform(0, SLOW_S))
         said: dict[Word, list[Row]] = {}
         for record in records:
             word = self._chance.choices([word for word, _ in WORDS], [weight for _, weight in WORDS])[0]

@@ -16,7 +16,6 @@ from raystream.client import share_session
 from raystream.client.share_fetching import ShareFetcher
 from raystream.core.share_drafts import Draft
 from raystream.core.share_groups import ShareGroups
-from raystream.core.share_partition import SharePartition
 from tests.sim.cluster.bugs import _not_written
 from tests.sim.cluster.queues import run
 from tests.sim.planted import Bug, replaced, seeds_to_catch
@@ -47,10 +46,6 @@ async def _nothing_there_is_a_gap(self: ShareFetcher, reading: Any, left_ms: flo
         reading.offset = reading.stop
 
 
-def _none(self: SharePartition, _: Any) -> list[tuple[int, int]]:
-    return []
-
-
 _become, _read = Draft._become, ShareFetcher._read
 
 BUGS: Final[Mapping[str, Bug]] = {
@@ -61,9 +56,6 @@ BUGS: Final[Mapping[str, Bug]] = {
         ShareGroups, "_settle", _anybodys_word, focus=("pause_client",)
     ),
     "a dead letter is archived before it is written": replaced(share_session, "bury", _not_copied),
-    "locks of the dead are never freed": replaced(
-        SharePartition, "held_by", _none, (SharePartition, "run_out", _none), focus=("kill_client",)
-    ),
     "what is released is done with": replaced(Draft, "_become", _released_is_done_with),
     "what was not there yet is taken for a gap": replaced(ShareFetcher, "_read", _nothing_there_is_a_gap),
 }
