@@ -28,10 +28,11 @@ class Delivery:
     """Consecutive offsets of one partition that are this member's. `handed` is the offset after the last that the user
     got, `stop` where the delivery ends: earlier than it began where the rest was given back."""
 
-    __slots__ = ("acquired_ms", "batch", "deliveries", "first", "handed", "left", "place", "said", "stop")
+    __slots__ = ("acquired_ms", "batch", "deliveries", "first", "handed", "left", "place", "said", "sequence", "stop")
 
-    def __init__(self, place: TopicPartition, batch: Batch, deliveries: int, acquired_ms: float) -> None:
+    def __init__(self, place: TopicPartition, batch: Batch, deliveries: int, acquired_ms: float, sequence: int) -> None:
         self.place = place
+        self.sequence = sequence
         self.batch = batch
         self.deliveries = deliveries
         self.acquired_ms = acquired_ms
@@ -64,7 +65,7 @@ class ShareLedger:
         self._queue: deque[Delivery] = deque()
         self._hands: dict[TopicPartition, list[Delivery]] = {}
         """By first offset."""
-        self._said: list[tuple[TopicPartition, int, int, str]] = []
+        self._said: list[tuple[TopicPartition, int, int, str, int]] = []
         self._refused: list[Range] = []
         self._refused_records = 0
         self._failure: RaystreamError | None = None
@@ -82,7 +83,7 @@ class ShareLedger:
     def put(self, delivery: Delivery) -> None:
         with self._ready:
             if self._closed:
-                self._say(delivery.place, delivery.first, delivery.stop, m.RETURN)
+                self._say(delivery.place, delivery.first, delivery.stop, m.RETURN, delivery.sequence)
                 return
             self._queue.append(delivery)
             self._notify()
@@ -111,7 +112,7 @@ class ShareLedger:
             old = [delivery for delivery in self._queue if delivery.acquired_ms <= before_ms]
             for delivery in old:
                 self._queue.remove(delivery)
-                self._say(delivery.place, delivery.first, delivery.stop, m.RETURN)
+                self._say(delivery.place, delivery.first, delivery.stop, m.RETURN, delivery.sequence)
             for delivery in self._in_hand():
                 if delivery.acquired_ms <= before_ms and delivery.handed < delivery.stop:
                     old.append(delivery)
@@ -124,23 +125,23 @@ class ShareLedger:
         delivery.stop = delivery.handed
         for first, stop in rest:
             delivery.left -= stop - first
-            self._say(delivery.place, first, stop, m.RETURN)
+            self._say(delivery.place, first, stop, m.RETURN, delivery.sequence)
         self._tidy(delivery)
 
     def take_said(self, most: int) -> tuple[m.Acknowledgement, ...]:
         """The acknowledgements to send now, in the order in which they were said."""
         with self._ready:
             taken, self._said = self._said[:most], self._said[most:]
-        return tuple((p.topic, p.partition, first, stop, kind) for p, first, stop, kind in taken)
+        return tuple((*place, first, stop, kind, sequence) for place, first, stop, kind, sequence in taken)
 
     def has_said(self) -> bool:
         with self._ready:
             return bool(self._said)
 
-    def say(self, place: TopicPartition, first: int, stop: int, kind: str) -> None:
+    def say(self, place: TopicPartition, first: int, stop: int, kind: str, sequence: int) -> None:
         """An acknowledgement of what never came to the user."""
         with self._ready:
-            self._say(place, first, stop, kind)
+            self._say(place, first, stop, kind, sequence)
 
     def refused(self, ranges: tuple[tuple[str, int, int, int], ...]) -> None:
         """The coordinator did not take these acknowledgements: others have the records by now, or will."""
@@ -165,7 +166,7 @@ class ShareLedger:
             for delivery in self._in_hand():
                 delivery.stop = delivery.handed
             said, self._said = self._said, []
-        self.refused(tuple((p.topic, p.partition, first, stop) for p, first, stop, kind in said if kind != m.RETURN))
+        self.refused(tuple((p.topic, p.partition, first, stop) for p, first, stop, kind, _ in said if kind != m.RETURN))
 
     def fail(self, error: RaystreamError) -> None:
         """Raises `error` at the user from now on."""
@@ -203,7 +204,7 @@ class ShareLedger:
             delivery = self._queue.popleft()
             self._post(self.when_taken)
             if now_ms - delivery.acquired_ms >= self.lock_timeout_ms:  # the process was stopped meanwhile
-                self._say(delivery.place, delivery.first, delivery.stop, m.RETURN)
+                self._say(delivery.place, delivery.first, delivery.stop, m.RETURN, delivery.sequence)
                 continue
             hand = self._hands.setdefault(delivery.place, [])
             hand.insert(bisect_right(hand, delivery.first, key=_first), delivery)
@@ -273,7 +274,7 @@ class ShareLedger:
             for delivery in found:
                 delivery.acquired_ms = self._clock.monotonic_ms()
                 for begin, end in delivery.unsaid(delivery.first, delivery.stop):
-                    self._say(place, begin, end, m.RENEW)
+                    self._say(place, begin, end, m.RENEW, delivery.sequence)
 
     def _in_hand(self) -> Iterator[Delivery]:
         return (delivery for hand in list(self._hands.values()) for delivery in list(hand))
@@ -281,7 +282,7 @@ class ShareLedger:
     def _said_of(self, delivery: Delivery, first: int, stop: int, kind: str) -> None:
         delivery.said[first - delivery.first : stop - delivery.first] = b"\x01" * (stop - first)
         delivery.left -= stop - first
-        self._say(delivery.place, first, stop, kind)
+        self._say(delivery.place, first, stop, kind, delivery.sequence)
         self._tidy(delivery)
 
     def _tidy(self, delivery: Delivery) -> None:
@@ -291,15 +292,15 @@ class ShareLedger:
             if not hand:
                 del self._hands[delivery.place]
 
-    def _say(self, place: TopicPartition, first: int, stop: int, kind: str) -> None:
+    def _say(self, place: TopicPartition, first: int, stop: int, kind: str, sequence: int) -> None:
         if self._said:
             last = self._said[-1]
-            if last[0] == place and last[2] == first and last[3] == kind:
-                self._said[-1] = (place, last[1], stop, kind)
+            if last[2] == first and last[0] == place and last[3:] == (kind, sequence):
+                self._said[-1] = (place, last[1], stop, kind, sequence)
                 return
         else:
             self._post(self.when_said)
-        self._said.append((place, first, stop, kind))
+        self._said.append((place, first, stop, kind, sequence))
 
     # The end --------------------------------------------------------------------------------------------------------
 
@@ -321,7 +322,7 @@ class ShareLedger:
         with self._ready:
             self._closed = True
             for delivery in self._queue:
-                self._say(delivery.place, delivery.first, delivery.stop, m.RETURN)
+                self._say(delivery.place, delivery.first, delivery.stop, m.RETURN, delivery.sequence)
             self._queue.clear()
             for delivery in self._in_hand():
                 self._cut(delivery)

@@ -196,10 +196,12 @@ class ShareSession:
         arrived_ms = clock.monotonic_ms()
         dying = [found for found in reply.ranges if found[5]]
         for found in dying:
-            task = self._spawned(self._bury(found, reply.dead_letter))
+            task = self._spawned(self._bury(found, request.sequence, reply.dead_letter))
             self._burials.add(task)
             task.add_done_callback(self._burials.discard)
-        await asyncio.gather(*(self._deliver(found, arrived_ms) for found in reply.ranges if not found[5]))
+        await asyncio.gather(
+            *(self._deliver(found, request.sequence, arrived_ms) for found in reply.ranges if not found[5])
+        )
         if reply.ranges or arrived_ms - began_ms >= EMPTY_PAUSE_MS:
             self._pause_ms = EMPTY_PAUSE_MS
         else:  # the coordinator lets no more members wait
@@ -238,27 +240,29 @@ class ShareSession:
     def _give_back_what_is_stale(self) -> bool:
         return self._ledger.give_back(self._routing.clock.monotonic_ms() - self._ledger.lock_timeout_ms / 2)
 
-    async def _deliver(self, found: m.ShareRange, arrived_ms: float) -> None:
+    async def _deliver(self, found: m.ShareRange, sequence: int, arrived_ms: float) -> None:
         topic, partition, _, stop, deliveries, _ = found
         place = TopicPartition(topic, partition)
         life = self._life
-        there = await self._fetched(found)
+        there = await self._fetched(found, sequence)
         if there is None:
             return
         offset, batches = there
         for batch in batches:
             if life == self._life:
-                self._say(life, place, offset, batch.offsets.start, m.GAP)
-                self._ledger.put(Delivery(place, batch, deliveries, arrived_ms))
+                self._say(life, place, offset, batch.offsets.start, m.GAP, sequence)
+                self._ledger.put(Delivery(place, batch, deliveries, arrived_ms, sequence))
             offset = batch.offsets.stop
-        self._say(life, place, offset, stop, m.GAP)
+        self._say(life, place, offset, stop, m.GAP, sequence)
 
-    def _say(self, life: int, place: TopicPartition, first: int, stop: int, kind: str) -> None:
+    def _say(self, life: int, place: TopicPartition, first: int, stop: int, kind: str, sequence: int) -> None:
         """Unless the range is not this member's any more."""
         if first < stop and life == self._life:
-            self._ledger.say(place, first, stop, kind)
+            self._ledger.say(place, first, stop, kind, sequence)
 
-    async def _fetched(self, found: m.ShareRange, *, raw: bool = False) -> tuple[int, list[Batch]] | None:
+    async def _fetched(
+        self, found: m.ShareRange, sequence: int, *, raw: bool = False
+    ) -> tuple[int, list[Batch]] | None:
         """From which offset on there may be records, and what there is, without gaps inside a batch. None where that
         cannot be had now; then it is said to be so."""
         topic, partition, first, stop, _, _ = found
@@ -274,25 +278,25 @@ class ShareSession:
                 log.warning(
                     "share group %r: %d records of %s were lost to retention", self.group, begins - first, place
                 )
-                self._say(life, place, first, begins, m.GONE)
+                self._say(life, place, first, begins, m.GONE, sequence)
                 first = begins
             except CorruptBatch as error:
                 log.error("share group %r cannot read %s, offsets %d to %d: %s", self.group, place, first, stop, error)
-                self._say(life, place, first, stop, m.RELEASE)
+                self._say(life, place, first, stop, m.RELEASE, sequence)
                 return None
             except RaystreamError as error:
                 log.warning("share group %r: %s is given back: %s", self.group, place, error)
-                self._say(life, place, first, stop, m.RETURN)
+                self._say(life, place, first, stop, m.RETURN, sequence)
                 return None
         return None
 
     # Dead letters ---------------------------------------------------------------------------------------------------
 
-    async def _bury(self, found: m.ShareRange, dead_letter: str) -> None:
+    async def _bury(self, found: m.ShareRange, sequence: int, dead_letter: str) -> None:
         """Copies records to the dead-letter topic, and says so once that is durable."""
         topic, partition, _, stop, deliveries, reason = found
         life = self._life
-        there = await self._fetched(found, raw=True)
+        there = await self._fetched(found, sequence, raw=True)
         if there is None:
             return
         offset, batches = there
@@ -312,7 +316,7 @@ class ShareSession:
             log.error("share group %r cannot write to its dead-letter topic: %s", self.group, error)
             await asyncio.sleep(BURY_AGAIN_S)
             kind = m.RETURN
-        self._say(life, TopicPartition(topic, partition), offset, stop, kind)
+        self._say(life, TopicPartition(topic, partition), offset, stop, kind, sequence)
 
     # Acknowledging --------------------------------------------------------------------------------------------------
 

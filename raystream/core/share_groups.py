@@ -247,13 +247,13 @@ class ShareGroups:
             return Decision((), answered if request.sequence == sequence else overtaken)
         drafts = Drafts()
         refused: list[tuple[str, int, int, int]] = []
-        for topic, number, first, stop, kind in request.ranges:
+        for topic, number, first, stop, kind, acquisition in request.ranges:
             partition = group.partitions.get((topic, number))
             if partition is None:
                 refused.append((topic, number, first, stop))
                 continue
             draft = drafts.of(partition, group.settings)
-            gaps = self._settle(group, member, draft, partition, (first, stop, kind), now_ms)
+            gaps = self._settle(group, member, draft, partition, (first, stop, kind, acquisition), now_ms)
             refused += [(topic, number, *gap) for gap in gaps]
         reply = m.ShareAcknowledgeReply(refused=tuple(refused))
         member.acknowledged = (request.sequence, reply)
@@ -265,15 +265,15 @@ class ShareGroups:
         member: ShareMember,
         draft: Draft,
         partition: SharePartition,
-        said: tuple[int, int, str],
+        said: tuple[int, int, str, int],
         now_ms: float,
     ) -> Iterator[tuple[int, int]]:
-        """What the member says of a range, as far as it is the member's; yields the rest."""
-        first, stop, kind = said
+        """What the member says of a range, as far as it has it still from that acquisition; yields the rest."""
+        first, stop, kind, acquisition = said
         if first < partition.locks.start:
             yield first, min(stop, partition.locks.start)
         for begin, end, lock in list(partition.locks.between(first, stop)):
-            if lock is None or lock.member_id != member.member_id:
+            if lock is None or lock.member_id != member.member_id or acquisition not in (0, lock.sequence):
                 yield begin, end
             elif kind == m.RENEW:
                 renewed = lock._replace(deadline_ms=now_ms + group.settings.lock_timeout_ms)

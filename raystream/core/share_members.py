@@ -117,11 +117,12 @@ def check_acknowledge(request: m.ShareAcknowledgeRequest) -> None:
     """Raises InvalidArgument; then nothing is acknowledged."""
     if len(request.ranges) > MAX_RANGES:
         raise InvalidArgument(f"one call acknowledges up to {MAX_RANGES:,} ranges, not {len(request.ranges):,}")
-    for _topic, _partition, first, stop, kind in request.ranges:
+    for _topic, _partition, first, stop, kind, acquisition in request.ranges:
         if kind not in KINDS:
             raise InvalidArgument(f"{kind!r} is no acknowledgement: there are {', '.join(KINDS)}")
         _check_range("offset", first, 0, 2**63 - 1)
         _check_range("offset", stop, first + 1, 2**63 - 1)
+        _check_range("acquisition", acquisition, 0, 2**63 - 1)
 
 
 def _check_range(what: str, value: object, low: int, high: int) -> None:

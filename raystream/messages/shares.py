@@ -31,8 +31,9 @@ BURIED: Final = "buried"
 ShareRange = tuple[str, int, int, int, int, str]
 """Topic, partition, first offset, the offset after the last, which delivery this is, and why the records go to the
 dead-letter topic ("": they do not)."""
-Acknowledgement = tuple[str, int, int, int, str]
-"""Topic, partition, first offset, the offset after the last, and one of the words above."""
+Acknowledgement = tuple[str, int, int, int, str, int]
+"""Topic, partition, first offset, the offset after the last, one of the words above, and the sequence of the
+acquisition that gave the records (0: any of the member's): it does not count for what was acquired anew since."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

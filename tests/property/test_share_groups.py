@@ -244,7 +244,7 @@ class ShareMachine(RuleBasedStateMachine):
         request = m.ShareAcknowledgeRequest(
             group=GROUP,
             member_id=member,
-            ranges=((topic, partition, begin, end, kind),),
+            ranges=((topic, partition, begin, end, kind, 0),),
             sequence=client.acknowledged,
         )
         if late:
@@ -267,7 +267,7 @@ class ShareMachine(RuleBasedStateMachine):
             reply,
             m.ShareAcknowledgeReply(refused=(request.ranges[0][:4],)),
         ), "a repeated acknowledgement is answered as the first, or is overtaken"
-        ((_, partition, first, stop, kind),) = request.ranges
+        ((_, partition, first, stop, kind, _),) = request.ranges
         refused = {offset for _, _, begin, end in reply.refused for offset in range(begin, end)}
         for offset in range(first, stop):
             row = self.rows[partition][offset]
@@ -399,7 +399,7 @@ class ShareMachine(RuleBasedStateMachine):
                     m.ShareAcknowledgeRequest(
                         group=GROUP,
                         member_id="z",
-                        ranges=((topic, partition, first, stop, kind),),
+                        ranges=((topic, partition, first, stop, kind, 0),),
                         sequence=client.acknowledged,
                     )
                 )

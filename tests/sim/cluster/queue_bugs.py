@@ -26,7 +26,7 @@ AT_MOST: Final = 15
 def _anybodys_word(
     self: ShareGroups, group: Any, member: Any, draft: Draft, partition: Any, said: Any, now_ms: float
 ) -> Iterator[tuple[int, int]]:
-    first, stop, kind = said
+    first, stop, kind, _ = said
     if kind != m.RENEW:
         yield from draft.acknowledge(first, stop, kind)
 

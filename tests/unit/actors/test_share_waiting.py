@@ -87,7 +87,7 @@ def test_who_waits_gets_what_is_released(cluster: FakeCluster) -> None:
     cluster.append("t", [b"a", b"b"])
     house = House(cluster)
     assert house.acquire() == [(0, 2)]
-    release = m.ShareAcknowledgeRequest(group="w", member_id="a", ranges=(("t", 0, 1, 2, m.RELEASE),), sequence=1)
+    release = m.ShareAcknowledgeRequest(group="w", member_id="a", ranges=(("t", 0, 1, 2, m.RELEASE, 0),), sequence=1)
     timer = threading.Timer(0.2, house.note, (lambda state, now_ms: state.shares.acknowledge(release, now_ms),))
     timer.start()
     assert house.acquire() == [(1, 2)]

@@ -77,11 +77,16 @@ class House:
             return [given[1:5] for given in found.reply.ranges]
         return [given[2:5] for given in found.reply.ranges]
 
-    def say(self, member: str, kind: str, first: int, stop: int, *, sequence: int = 0) -> Sequence[tuple[int, int]]:
+    def say(
+        self, member: str, kind: str, first: int, stop: int, *, sequence: int = 0, acquisition: int = 0
+    ) -> Sequence[tuple[int, int]]:
         """What was refused."""
         self.sequence += 1
         request = m.ShareAcknowledgeRequest(
-            group="w", member_id=member, ranges=(("t", 0, first, stop, kind),), sequence=sequence or self.sequence
+            group="w",
+            member_id=member,
+            ranges=(("t", 0, first, stop, kind, acquisition),),
+            sequence=sequence or self.sequence,
         )
         reply: m.ShareAcknowledgeReply = self.done(self.state.shares.acknowledge(request, self.now_ms))
         return [gap[2:] for gap in reply.refused]
@@ -177,6 +182,15 @@ def test_a_lock_runs_out_and_the_late_word_is_refused(house: House) -> None:
     assert house.acquire("b", 5) == [(0, 5, 2)]
     assert house.say("a", m.ACCEPT, 0, 5) == [(0, 5)]
     assert house.say("b", m.ACCEPT, 0, 5) == []
+
+
+def test_a_late_word_does_not_count_for_what_the_member_has_acquired_anew(house: House) -> None:
+    house.acquire("a", 5, sequence=50)
+    house.pass_ms(1_000)
+    assert house.acquire("a", 5, sequence=51) == [(0, 5, 2)]
+    assert house.say("a", m.ACCEPT, 0, 5, acquisition=50) == [(0, 5)]
+    assert house.say("a", m.RENEW, 0, 5, acquisition=50) == [(0, 5)]
+    assert house.say("a", m.ACCEPT, 0, 5, acquisition=51) == []
 
 
 def test_a_lock_that_is_renewed_runs_out_later(house: House) -> None:
@@ -469,7 +483,7 @@ def test_calls_that_make_no_sense_change_nothing(house: House) -> None:
             house.say("a", kind, first, stop)
     with pytest.raises(InvalidArgument):
         house.acquire("a", 0)
-    request = m.ShareAcknowledgeRequest(group="w", member_id="a", ranges=(("x", 0, 0, 1, m.ACCEPT),), sequence=1_000)
+    request = m.ShareAcknowledgeRequest(group="w", member_id="a", ranges=(("x", 0, 0, 1, m.ACCEPT, 0),), sequence=1_000)
     assert house.done(house.state.shares.acknowledge(request, 0)).refused == (("x", 0, 0, 1),)
     assert house.partition.held_by("a") == [(0, 2)]
 
@@ -488,7 +502,9 @@ def test_one_append_has_one_row_for_each_partition() -> None:
     house.acquire("a")
     records: list[Record | Removed] = []
     for offset in range(5):
-        request = m.ShareAcknowledgeRequest(group="w", member_id="a", ranges=(("t", 0, offset, offset + 1, m.ACCEPT),))
+        request = m.ShareAcknowledgeRequest(
+            group="w", member_id="a", ranges=(("t", 0, offset, offset + 1, m.ACCEPT, 0),)
+        )
         decision = house.state.shares.acknowledge(request, 0)
         records += decision.records
         for record in decision.records:
