@@ -44,7 +44,13 @@ def batches(consumer: ShareConsumer, take: Callable[[int], bool]) -> None:
 
 
 def drained(
-    cluster: rs.Cluster, topic: str, records: int, work: Callable[[ShareConsumer, Callable[[int], bool]], None]
+    cluster: rs.Cluster,
+    topic: str,
+    records: int,
+    work: Callable[[ShareConsumer, Callable[[int], bool]], None],
+    *,
+    count: int = MEMBERS,
+    most: int = 1_000,
 ) -> float:
     """Records per second from the first member's joining to the last acknowledgement's being durable."""
     share = f"bench-{next(_shares)}"
@@ -67,8 +73,8 @@ def drained(
 
     begun = time.perf_counter()
     members += [
-        cluster.consumer(topic, share=share, start="earliest", max_poll_records=1_000, max_in_flight=10_000)
-        for _ in range(MEMBERS)
+        cluster.consumer(topic, share=share, start="earliest", max_poll_records=most, max_in_flight=10_000)
+        for _ in range(count)
     ]
     threads = [threading.Thread(target=run, args=(member,)) for member in members]
     for thread in threads:
@@ -96,6 +102,9 @@ def main() -> None:
                     "accepted when the next is asked for": lambda: drained(cluster, topic, args.records, implicit),
                     "acknowledged one by one": lambda: drained(cluster, topic, args.records, explicit),
                     "acknowledged in batches": lambda: drained(cluster, topic, args.records, batches),
+                    "the same, one member, batches of 4,000": lambda: drained(
+                        cluster, topic, args.records, batches, count=1, most=4_000
+                    ),
                 },
                 runs=args.runs,
             )
