@@ -16,8 +16,9 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, Self, TypeVar, overload
 
+from raystream.client.share_aio import ShareConsumer
 from raystream.types import (
     EARLIEST,
     LATEST,
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
     from raystream.cluster import Cluster as SyncCluster
     from raystream.jobs import ConsumerJob as SyncConsumerJob
 
-__all__ = ["Cluster", "Consumer", "ConsumerJob", "Producer", "Table", "View", "connect"]
+__all__ = ["Cluster", "Consumer", "ConsumerJob", "Producer", "ShareConsumer", "Table", "View", "connect"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -213,15 +214,35 @@ class Cluster:
         """A producer, to be used in `async with`, or closed with `await producer.close()`."""
         return Producer(self.sync.producer(**settings))
 
+    @overload
     async def consumer(
         self,
         topics: str | Sequence[str] | re.Pattern[str],
         group: str | None = None,
         start: Position = LATEST,
+        *,
+        share: None = None,
         **settings: Any,
-    ) -> Consumer:
+    ) -> Consumer: ...
+
+    @overload
+    async def consumer(
+        self,
+        topics: str | Sequence[str],
+        group: None = None,
+        start: Position = LATEST,
+        *,
+        share: str,
+        **settings: Any,
+    ) -> ShareConsumer: ...
+
+    async def consumer(
+        self, topics: Any, group: Any = None, start: Position = LATEST, *, share: Any = None, **settings: Any
+    ) -> Consumer | ShareConsumer:
         """As `consumer` of raystream.Cluster."""
-        return Consumer(await _in_thread(self.sync.consumer, topics, group, start, **settings))
+        make = functools.partial(self.sync.consumer, topics, group, start, share=share, **settings)
+        made: Any = await _in_thread(make)
+        return Consumer(made) if share is None else ShareConsumer(made)
 
     async def read(
         self,

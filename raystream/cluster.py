@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, overload
 
 from raystream.actors.session import Session, open_session
 from raystream.client.admin import Admin
@@ -22,9 +22,10 @@ from raystream.client.loop import BackgroundLoop
 from raystream.client.producer import Producer
 from raystream.client.reader import View
 from raystream.client.routing import Routing
+from raystream.client.share_consumer import ShareConsumer
 from raystream.client.table import Table
-from raystream.config import ConsumerConfig, ProducerConfig, build
-from raystream.errors import Closed, KeysMove, TopicNotFound
+from raystream.config import ConsumerConfig, ProducerConfig, ShareConfig, build
+from raystream.errors import Closed, InvalidArgument, KeysMove, TopicNotFound
 from raystream.jobs import ConsumerJob
 from raystream.types import (
     EARLIEST,
@@ -92,7 +93,8 @@ class Cluster:
         self._opening = threading.Lock()
         self._producers: list[Producer] = []
         self._tables: weakref.WeakSet[Table] = weakref.WeakSet()
-        self._consumers: weakref.WeakSet[Consumer] = weakref.WeakSet()  # one that nobody holds leaves by itself
+        # one that nobody holds leaves by itself
+        self._consumers: weakref.WeakSet[Consumer | ShareConsumer] = weakref.WeakSet()
         self._closed = False
 
     # The connection -------------------------------------------------------------------------------------------------
@@ -131,7 +133,11 @@ class Cluster:
             return
         self._closed = True
         errors = []
-        clients: list[Table | Consumer | Producer] = [*self._tables, *self._consumers, *self._producers]
+        clients: list[Table | Consumer | ShareConsumer | Producer] = [
+            *self._tables,
+            *self._consumers,
+            *self._producers,
+        ]
         for client in clients:
             try:
                 client.close()
@@ -275,7 +281,7 @@ class Cluster:
     # Groups, brokers ------------------------------------------------------------------------------------------------
 
     def groups(self) -> Rows[GroupDescription]:
-        """Every consumer group."""
+        """Every consumer group and share group."""
         rows: Rows[GroupDescription] = self._run(self._admin.groups())
         return rows
 
@@ -369,40 +375,89 @@ class Cluster:
         self._remember(producer)
         return producer
 
+    @overload
     def consumer(
         self,
         topics: str | Sequence[str] | re.Pattern[str],
         group: str | None = None,
         start: Position = LATEST,
         *,
+        share: None = None,
         key_deserializer: Callable[[bytes], Any] | None = None,
         value_deserializer: Callable[[bytes], Any] | None = None,
         client_id: str = "",
         group_instance_id: str | None = None,
         on_offsets_lost: OnOffsetsLost = "raise",
         **settings: Any,
-    ) -> Consumer:
+    ) -> Consumer: ...
+
+    @overload
+    def consumer(
+        self,
+        topics: str | Sequence[str],
+        group: None = None,
+        start: Position = LATEST,
+        *,
+        share: str,
+        dead_letter: str | None = None,
+        key_deserializer: Callable[[bytes], Any] | None = None,
+        value_deserializer: Callable[[bytes], Any] | None = None,
+        client_id: str = "",
+        **settings: Any,
+    ) -> ShareConsumer: ...
+
+    def consumer(
+        self,
+        topics: Any,
+        group: str | None = None,
+        start: Position = LATEST,
+        *,
+        share: str | None = None,
+        dead_letter: str | None = None,
+        key_deserializer: Callable[[bytes], Any] | None = None,
+        value_deserializer: Callable[[bytes], Any] | None = None,
+        client_id: str = "",
+        group_instance_id: str | None = None,
+        on_offsets_lost: OnOffsetsLost = "raise",
+        **settings: Any,
+    ) -> Consumer | ShareConsumer:
         """A consumer of one topic, several, or those a pattern matches; with `group=None` it reads alone.
 
         `start` counts where the group has no position. `group_instance_id` makes it a static member, whose restart
         within the session timeout moves no partition. Records that retention took away before they were read are
         reported as `on_offsets_lost` says: OffsetsLost is raised, once. `settings` are those of
         `raystream.config.ConsumerConfig`.
+
+        With `share="workers"` it is one of many workers on a queue: see `ShareConsumer`, and
+        `raystream.config.ShareConfig` for its settings. `dead_letter` names a raw topic for records that cannot be
+        handled.
         """
-        consumer = Consumer(
-            self._routing,
-            self._loop,
-            build(ConsumerConfig, settings),
-            topics=topics,
-            group=group,
-            start=start,
-            key_deserializer=key_deserializer,
-            value_deserializer=value_deserializer,
-            client_id=client_id,
-            group_instance_id=group_instance_id,
-            on_offsets_lost=on_offsets_lost,
-            produce=self._send_dead_letter,
-        )
+        how: dict[str, Any] = {
+            "topics": topics,
+            "start": start,
+            "key_deserializer": key_deserializer,
+            "value_deserializer": value_deserializer,
+            "client_id": client_id,
+        }
+        consumer: Consumer | ShareConsumer
+        if share is not None:
+            if group is not None or group_instance_id is not None:
+                raise InvalidArgument("a consumer is a member of a group= or of a share=, not of both")
+            config = build(ShareConfig, settings)
+            consumer = ShareConsumer(self._routing, self._loop, config, share=share, dead_letter=dead_letter, **how)
+        else:
+            if dead_letter is not None:
+                raise InvalidArgument("dead_letter= belongs to share=; consumer.run(dead_letter=…) is for groups")
+            consumer = Consumer(
+                self._routing,
+                self._loop,
+                build(ConsumerConfig, settings),
+                group=group,
+                group_instance_id=group_instance_id,
+                on_offsets_lost=on_offsets_lost,
+                produce=self._send_dead_letter,
+                **how,
+            )
         self._consumers.add(consumer)
         return consumer
 

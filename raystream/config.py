@@ -108,7 +108,29 @@ class ConsumerConfig:
     mmap: bool = setting(True, choices=(True, False))
 
 
-Config = TypeVar("Config", TopicConfig, ProducerConfig, ConsumerConfig)
+@dataclass(frozen=True, kw_only=True)
+class ShareConfig:
+    """What `cluster.consumer(…, share="…")` takes besides topic, start, dead_letter and deserializers. The first three
+    are the group's: those of the member that joined last count."""
+
+    max_deliveries: int = setting(5, 1, 10_000)
+    """A record that is released, or whose lock runs out, at so many deliveries is not delivered again."""
+    lock_timeout_ms: int = setting(30_000, 100, 3_600_000)
+    """So long a record is one member's; then others get it."""
+    max_in_flight: int = setting(2_000, 1, 100_000)
+    """So many offsets of a partition may lie between the first that is not settled and the last that was acquired."""
+    max_poll_records: int = setting(500, 1, 100_000)
+    """A batch has so many records at most, and so many are acquired at a time where they are handled quickly."""
+    session_timeout_ms: int = setting(10_000, 1_000, 3_600_000)
+    heartbeat_interval_ms: int = setting(1_000, 50, 600_000)
+    max_fetch_bytes: int = setting(8 * MIB, 1 * KIB, 256 * MIB)
+    fetch_max_wait_ms: int = setting(1_000, 0, 60_000)
+    request_timeout_ms: int = setting(10_000, 100, 600_000)
+    check_crcs: bool = setting(True, choices=(True, False))
+    mmap: bool = setting(True, choices=(True, False))
+
+
+Config = TypeVar("Config", TopicConfig, ProducerConfig, ConsumerConfig, ShareConfig)
 
 
 def build(kind: type[Config], values: Mapping[str, Any]) -> Config:

@@ -47,7 +47,7 @@ class ControllerPort(Protocol):
 
 
 class CoordinatorPort(Protocol):
-    """A coordinator: producer ids, consumer groups and their offsets."""
+    """A coordinator: producer ids, consumer groups and their offsets, share groups."""
 
     async def init_producer(self, request: m.InitProducerRequest, *, timeout_ms: float) -> m.InitProducerReply: ...
 
@@ -62,6 +62,16 @@ class CoordinatorPort(Protocol):
     async def describe_group(self, request: m.GroupRequest, *, timeout_ms: float) -> m.GroupInfo: ...
 
     async def delete_group(self, request: m.GroupRequest, *, timeout_ms: float) -> m.Done: ...
+
+    async def share_heartbeat(
+        self, request: m.ShareHeartbeatRequest, *, timeout_ms: float
+    ) -> m.ShareHeartbeatReply: ...
+
+    async def share_acquire(self, request: m.ShareAcquireRequest, *, timeout_ms: float) -> m.ShareAcquireReply: ...
+
+    async def share_acknowledge(
+        self, request: m.ShareAcknowledgeRequest, *, timeout_ms: float
+    ) -> m.ShareAcknowledgeReply: ...
 
 
 class Directory(Protocol):

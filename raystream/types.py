@@ -179,8 +179,28 @@ class OffsetMove:
 
 
 @dataclass(frozen=True)
+class SharePartitionDescription:
+    """A share group's state in one partition, in records. All below `start_offset` are settled; beyond it some are
+    `acquired` by members, `released` for another delivery, `dying` on their way to the dead-letter topic, or `settled`.
+    The others are since the group began; `lost` are those that retention took before they were settled."""
+
+    topic: str
+    partition: int
+    start_offset: int
+    acquired: int
+    released: int
+    dying: int
+    settled: int
+    accepted: int
+    archived: int
+    dead_lettered: int
+    lost: int
+
+
+@dataclass(frozen=True)
 class GroupDescription:
-    """A consumer group. `state` is "empty", "reconciling" or "stable"."""
+    """A consumer group or a share group. `state` is "empty", "reconciling" or "stable"; `lag` is how many records are
+    not processed, or not settled, yet. `share_list` is a share group's state in each partition."""
 
     name: str
     state: str
@@ -190,6 +210,8 @@ class GroupDescription:
     lag: int | None
     member_list: Rows[MemberDescription] = field(default_factory=Rows, repr=False)
     partition_list: Rows[PartitionLag] = field(default_factory=Rows, repr=False)
+    kind: Literal["consumer", "share"] = "consumer"
+    share_list: Rows[SharePartitionDescription] = field(default_factory=Rows, repr=False)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from raystream.client.delivered import Batch
 from raystream.client.latest import Latest
 from raystream.client.producer import Producer
 from raystream.client.reader import View
+from raystream.client.share_consumer import ShareConsumer
 from raystream.client.table import Table
 from raystream.cluster import Cluster
 from raystream.errors import RaystreamError
@@ -62,7 +63,7 @@ CALLS: list[tuple[Any, str, dict[str, Any]]] = [
     (Cluster, "quotas", {}),
     (Cluster, "write", {"topic": REQUIRED, "frame": REQUIRED, "key": None}),
     (Cluster, "producer", {}),
-    (Cluster, "consumer", {"topics": REQUIRED, "group": None, "start": ANY}),
+    (Cluster, "consumer", {"topics": REQUIRED, "group": None, "start": ANY, "share": None, "dead_letter": None}),
     (Cluster, "read", {"topic": REQUIRED, "start": "earliest", "end": "latest", "columns": None, "filter": None}),
     (
         Cluster,
@@ -96,6 +97,15 @@ CALLS: list[tuple[Any, str, dict[str, Any]]] = [
         "run",
         {"each_record": None, "each_batch": None, "on_error": "stop", "retries": 3, "dead_letter": None},
     ),
+    (ShareConsumer, "poll", {"timeout": ANY}),
+    (ShareConsumer, "batches", {}),
+    (ShareConsumer, "acknowledge", {"what": REQUIRED, "word": "accept"}),
+    (ShareConsumer, "renew", {"what": REQUIRED}),
+    (ShareConsumer, "deliveries", {"record": REQUIRED}),
+    (ShareConsumer, "commit", {}),
+    (ShareConsumer, "run", {"each_record": None, "each_batch": None, "on_error": "release"}),
+    (ShareConsumer, "stop", {}),
+    (ShareConsumer, "close", {}),
     (Batch, "to_arrow", {"metadata": False}),
     (Batch, "to_pandas", {}),
     (Batch, "to_polars", {}),

@@ -1,4 +1,4 @@
-"""The coordinator actor: consumer groups, their offsets, producer ids; its state is `__consumer_offsets`.
+"""The coordinator actor: consumer groups, their offsets, share groups, producer ids; all in `__consumer_offsets`.
 
 Calls queue; one thread decides each on the state as it will be, appends all resulting records in one synced batch and
 only then answers. If the append fails, the state is thrown away and read anew from the log, so that memory never holds
@@ -28,6 +28,7 @@ from raystream.actors.endpoint import Endpoint, machine
 from raystream.actors.handles import RayDirectory
 from raystream.actors.metrics import LagMetrics
 from raystream.actors.offsets_log import OffsetsLog
+from raystream.actors.share_waiting import ShareWaiting
 from raystream.actors.writer import Ticket, Writer
 from raystream.client.admin import Admin
 from raystream.client.loop import BackgroundLoop
@@ -65,11 +66,19 @@ class CoordinatorActor:
         self._topics_known = threading.Event()
         self._log = OffsetsLog(self._routing, self._loop, self._clock, Compaction())
         self._metrics = LagMetrics()
+        self._waiting = ShareWaiting(self._routing, self._loop, self._clock, self._note)
         self._writer: Writer[Operation] = Writer(
             "raystream-coordinator", self._handle, idle_ms=self._idle_ms, broken=self._fail_stop
         )
         self._writer.start()
-        self._endpoint = Endpoint("raystream-coordinator", {"commit": self.commit, "heartbeat": self.heartbeat})
+        served = (
+            self.commit,
+            self.heartbeat,
+            self.share_heartbeat,
+            self.share_acquire,
+            self.share_acknowledge,
+        )
+        self._endpoint = Endpoint("raystream-coordinator", {method.__name__: method for method in served})
         self._loop.submit(self._watch_topics())
         self._loop.submit(self._publish_lag())
         self._loop.submit(self._look_for_expired_offsets())
@@ -87,7 +96,7 @@ class CoordinatorActor:
     # Calls ----------------------------------------------------------------------------------------------------------
 
     def endpoint(self) -> m.EndpointReply:
-        """Where callers on this machine may commit and heartbeat as well, by `commit` and `heartbeat`."""
+        """Where callers on this machine may make the frequent calls as well, by the methods' names."""
         return m.EndpointReply(
             node_id=ray.get_runtime_context().get_node_id(), address=self._endpoint.address, machine=machine()
         )
@@ -98,9 +107,27 @@ class CoordinatorActor:
 
     def heartbeat(self, request: m.HeartbeatRequest) -> m.HeartbeatReply:
         """See `messages.HeartbeatRequest`."""
+        self._await_topics()
+        return self._decide(request, lambda state, now: state.heartbeat(request, self._topics, now))
+
+    def share_heartbeat(self, request: m.ShareHeartbeatRequest) -> m.ShareHeartbeatReply:
+        """See `messages.ShareHeartbeatRequest`."""
+        self._await_topics()
+        return self._decide(request, lambda state, now: state.share_heartbeat(request, self._topics, now))
+
+    def share_acquire(self, request: m.ShareAcquireRequest) -> m.ShareAcquireReply:
+        """See `messages.ShareAcquireRequest`."""
+        return self._waiting.acquire(
+            request, lambda: self._decide(request, lambda state, now: state.shares.acquire(request, now))
+        )
+
+    def share_acknowledge(self, request: m.ShareAcknowledgeRequest) -> m.ShareAcknowledgeReply:
+        """Durable when it answers."""
+        return self._decide(request, lambda state, now: state.shares.acknowledge(request, now))
+
+    def _await_topics(self) -> None:
         if not self._topics_known.wait(CALL_WAIT_MS / 1000):
             raise CoordinatorNotAvailable("the coordinator does not know the topics yet")
-        return self._decide(request, lambda state, now: state.heartbeat(request, self._topics, now))
 
     def commit(self, request: m.CommitRequest) -> m.Done:
         """Durable when it answers."""
@@ -125,11 +152,15 @@ class CoordinatorActor:
     def _decide(self, request: Any, operation: Callable[[Coordinator, float], Decision]) -> Any:
         m.check_protocol(request.protocol)
 
-        def on_state(now_ms: float) -> Decision:
-            assert self._state is not None
-            return operation(self._state, now_ms)
+        return self._writer.submit(partial(self._on_state, operation), here=True).wait(CALL_WAIT_MS)
 
-        return self._writer.submit(on_state, here=True).wait(CALL_WAIT_MS)
+    def _note(self, operation: Callable[[Coordinator, float], Decision]) -> None:
+        """Decides in its turn, and nobody waits for it."""
+        self._writer.submit(partial(self._on_state, operation))
+
+    def _on_state(self, operation: Callable[[Coordinator, float], Decision], now_ms: float) -> Decision:
+        assert self._state is not None
+        return operation(self._state, now_ms)
 
     # On the coordinator's thread ------------------------------------------------------------------------------------
 
@@ -166,6 +197,7 @@ class CoordinatorActor:
             return
         for ticket, reply in answers:
             ticket.answer(reply)
+        self._waiting.wake(state.shares.awakened())
         self._compact(state)
 
     def _compact(self, state: Coordinator) -> None:

@@ -175,30 +175,39 @@ class RayController:
 
 
 class RayCoordinator:
-    """CoordinatorPort over a coordinator actor: heartbeats and commits through its endpoint where that is on this
-    machine."""
+    """CoordinatorPort over a coordinator actor: frequent calls through its endpoint where that is on this machine."""
 
     def __init__(self, handle: Any) -> None:
         self._handle = handle
         self.shortcut = shortcut_to(handle)
-        self._heartbeat = handle.heartbeat.options(concurrency_group=FETCH)
-        self._commit = handle.commit.options(concurrency_group=APPEND)
 
     async def heartbeat(self, request: m.HeartbeatRequest, *, timeout_ms: float) -> m.HeartbeatReply:
-        reply: m.HeartbeatReply
-        if (direct := self.shortcut.current()) is not None:
-            reply = await direct.call("heartbeat", request, timeout_ms=timeout_ms)
-        else:
-            reply = await call(self._heartbeat, request, timeout_ms=timeout_ms)
+        reply: m.HeartbeatReply = await self._call("heartbeat", FETCH, request, timeout_ms)
         return reply
 
     async def commit(self, request: m.CommitRequest, *, timeout_ms: float) -> m.Done:
-        reply: m.Done
-        if (direct := self.shortcut.current()) is not None:
-            reply = await direct.call("commit", request, timeout_ms=timeout_ms)
-        else:
-            reply = await call(self._commit, request, timeout_ms=timeout_ms)
+        reply: m.Done = await self._call("commit", APPEND, request, timeout_ms)
         return reply
+
+    async def share_heartbeat(self, request: m.ShareHeartbeatRequest, *, timeout_ms: float) -> m.ShareHeartbeatReply:
+        reply: m.ShareHeartbeatReply = await self._call("share_heartbeat", FETCH, request, timeout_ms)
+        return reply
+
+    async def share_acquire(self, request: m.ShareAcquireRequest, *, timeout_ms: float) -> m.ShareAcquireReply:
+        reply: m.ShareAcquireReply = await self._call("share_acquire", FETCH, request, timeout_ms)
+        return reply
+
+    async def share_acknowledge(
+        self, request: m.ShareAcknowledgeRequest, *, timeout_ms: float
+    ) -> m.ShareAcknowledgeReply:
+        reply: m.ShareAcknowledgeReply = await self._call("share_acknowledge", APPEND, request, timeout_ms)
+        return reply
+
+    async def _call(self, name: str, group: str, request: Any, timeout_ms: float) -> Any:
+        if (direct := self.shortcut.current()) is not None:
+            return await direct.call(name, request, timeout_ms=timeout_ms)
+        method = getattr(self._handle, name).options(concurrency_group=group)
+        return await call(method, request, timeout_ms=timeout_ms)
 
     async def init_producer(self, request: m.InitProducerRequest, *, timeout_ms: float) -> m.InitProducerReply:
         reply: m.InitProducerReply = await self._ask("init_producer", request, timeout_ms)

@@ -177,7 +177,7 @@ class Admin:
     # Groups ---------------------------------------------------------------------------------------------------------
 
     async def groups(self) -> Rows[GroupDescription]:
-        """Every consumer group."""
+        """Every consumer group and share group."""
         infos = await self._routing.call_coordinator(
             lambda port, left: port.list_groups(m.GroupRequest(), timeout_ms=left)
         )

@@ -94,6 +94,15 @@ class Batch:
         chosen = self._deserializers if deserialize else (None, None)
         return runs(self._pieces, self._shape, self.partition, *chosen)
 
+    def contiguous(self) -> list[tuple[int, int]]:
+        """The ranges of offsets in which each has a record."""
+        ranges: list[tuple[int, int]] = []
+        for piece in self._pieces:
+            begins_anew = not ranges or ranges[-1][1] != piece.base_offset
+            first = piece.base_offset if begins_anew else ranges.pop()[0]
+            ranges.append((first, piece.next_offset))
+        return ranges
+
     def between(self, offset: int, end: int | None = None) -> Batch:
         """The part of this batch from `offset` on, up to below `end`."""
         kept = []

@@ -5,12 +5,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Final
 
 from raystream import messages as m
 from raystream.client.routing import Leader, Routing
 from raystream.errors import RaystreamError
-from raystream.types import GroupDescription, MemberDescription, PartitionLag, Rows, TopicPartition
+from raystream.types import (
+    GroupDescription,
+    MemberDescription,
+    PartitionLag,
+    Rows,
+    SharePartitionDescription,
+    TopicPartition,
+)
 
 STATUS_TIMEOUT_MS: Final = 10_000.0
 Statuses = dict[tuple[str, int], m.ReplicaStatus]
@@ -52,6 +60,7 @@ async def describe_groups(routing: Routing, infos: Iterable[m.GroupInfo]) -> Row
 def _group(info: m.GroupInfo, topics: list[m.TopicMetadata], held: Statuses) -> GroupDescription:
     owners = {TopicPartition(*owned): member for member in info.members for owned in member.owned}
     committed = {TopicPartition(o.topic, o.partition): o.offset for o in info.offsets}
+    settled = {TopicPartition(share.topic, share.partition): share.settled for share in info.shares}
     rows: Rows[PartitionLag] = Rows()
     behind: dict[str, int] = {}
     for topic in topics:
@@ -61,7 +70,7 @@ def _group(info: m.GroupInfo, topics: list[m.TopicMetadata], held: Statuses) -> 
             if status is None:
                 continue
             owner = owners.get(at)
-            row = _lag(at, committed.get(at), status, owner.client if owner is not None else None)
+            row = _lag(at, committed.get(at), status, owner.client if owner is not None else None, settled.get(at, 0))
             rows.append(row)
             if owner is not None and row.lag is not None:
                 behind[owner.member_id] = behind.get(owner.member_id, 0) + row.lag
@@ -75,12 +84,17 @@ def _group(info: m.GroupInfo, topics: list[m.TopicMetadata], held: Statuses) -> 
         lag=sum(known) if known else None,
         member_list=Rows(_member(member, behind.get(member.member_id)) for member in info.members),
         partition_list=rows,
+        kind="share" if info.kind == "share" else "consumer",
+        share_list=Rows(SharePartitionDescription(**asdict(share)) for share in info.shares),
     )
 
 
-def _lag(at: TopicPartition, position: int | None, status: m.ReplicaStatus, member: str | None) -> PartitionLag:
+def _lag(
+    at: TopicPartition, position: int | None, status: m.ReplicaStatus, member: str | None, settled: int
+) -> PartitionLag:
+    """`settled`: so many records past the position are done already."""
     lost = 0 if position is None else max(0, status.start_offset - position)
-    lag = None if position is None else max(0, status.end_offset - position - lost)
+    lag = None if position is None else max(0, status.end_offset - position - lost - settled)
     return PartitionLag(at.topic, at.partition, position, status.end_offset, lag, member, lost)
 
 

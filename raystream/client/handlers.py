@@ -60,7 +60,7 @@ def run_handlers(
     if dead_letter is not None and produce is None:
         raise InvalidArgument("dead_letter= needs a consumer that was made by cluster.consumer(…)")
     policy = _Policy(buffer, on_error, retries, dead_letter, produce)
-    with _sigterm(buffer) as terminated:
+    with until_sigterm(buffer.stop) as terminated:
         try:
             if each_record is not None:
                 _records(buffer, policy, each_record, deserializers)
@@ -184,10 +184,10 @@ class _Policy:
                 ("raystream.timestamp", str(record.timestamp_ms).encode()),
             ]
             headers = [(name, value or b"") for name, value in record.headers]
-            produce(topic, _as_bytes(record.value), _as_bytes(record.key), headers + origin)
+            produce(topic, as_bytes(record.value), as_bytes(record.key), headers + origin)
 
 
-def _as_bytes(value: Any) -> bytes | None:
+def as_bytes(value: Any) -> bytes | None:
     """A raw record's bytes as they are, a typed one's row or key as JSON."""
     if value is None or isinstance(value, bytes):
         return value
@@ -195,8 +195,9 @@ def _as_bytes(value: Any) -> bytes | None:
 
 
 @contextlib.contextmanager
-def _sigterm(buffer: Buffer) -> Iterator[threading.Event]:
-    """In the main thread, SIGTERM ends the loop after the record in hand; the handler before is put back."""
+def until_sigterm(stop: Callable[[], None]) -> Iterator[threading.Event]:
+    """In the main thread, SIGTERM calls `stop`, which ends the loop after the record in hand; the handler before is put
+    back."""
     terminated = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield terminated
@@ -204,7 +205,7 @@ def _sigterm(buffer: Buffer) -> Iterator[threading.Event]:
 
     def on_signal(signum: int, frame: FrameType | None) -> None:
         terminated.set()
-        buffer.stop()
+        stop()
 
     before = signal.signal(signal.SIGTERM, on_signal)
     try:

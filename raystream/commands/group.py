@@ -8,7 +8,7 @@ from typing import Any
 from raystream.commands import arguments
 from raystream.commands.shell import Shell
 
-_LIST = {"name": "group", "state": "state", "members": "members", "topics": "topics", "lag": "lag"}
+_LIST = {"name": "group", "kind": "kind", "state": "state", "members": "members", "topics": "topics", "lag": "lag"}
 _MEMBERS = {
     "member_id": "member",
     "client": "client",
@@ -30,10 +30,22 @@ POSITIONS = {
     "lost": "lost",
     "member": "member",
 }
+_SHARES = {
+    "topic": "topic",
+    "partition": "partition",
+    "start_offset": "start offset",
+    "acquired": "acquired",
+    "released": "released",
+    "dying": "dying",
+    "accepted": "accepted",
+    "archived": "archived",
+    "dead_lettered": "dead-lettered",
+    "lost": "lost",
+}
 
 
 def add(commands: Any, options: ArgumentParser) -> None:
-    group = commands.add_parser("group", help="list, describe, reset and delete consumer groups")
+    group = commands.add_parser("group", help="list, describe, reset and delete consumer groups and share groups")
     verbs = group.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     listing = verbs.add_parser("list", parents=[options], help="list groups and how far they are behind")
@@ -76,13 +88,18 @@ def _describe(shell: Shell) -> int:
     if shell.json:
         shell.print_json(group)
         return 0
-    shell.facts({"group": group.name, "state": group.state, "topics": group.topics, "lag": group.lag})
+    shell.facts(
+        {"group": group.name, "kind": group.kind, "state": group.state, "topics": group.topics, "lag": group.lag}
+    )
     if group.member_list:
         shell.out.print()
         shell.table(group.member_list, _MEMBERS)
     if group.partition_list:
         shell.out.print()
         shell.table(group.partition_list, POSITIONS)
+    if group.share_list:
+        shell.out.print()
+        shell.table(group.share_list, _SHARES)
     return 0
 
 

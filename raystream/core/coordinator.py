@@ -1,14 +1,20 @@
-"""The coordinator's whole state: groups with their offsets, and producer ids; one log replays into it."""
+"""The coordinator's whole state: groups with their offsets, share groups, producer ids; one log replays into it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
 
 from raystream import messages as m
 from raystream.core.group_records import ProducerIdsRecord
 from raystream.core.groups import Groups
 from raystream.core.producer_ids import ProducerIds
-from raystream.core.records import Decision, Pair, Record, Removed, from_pair, to_pair
+from raystream.core.records import Decision, Pair, Record, Removed, from_pair, identity, to_pair
+from raystream.core.share_groups import ShareGroups
+from raystream.core.share_records import ShareGroupRecord, SharePartitionRecord
+from raystream.errors import InvalidArgument
+
+_SHARE_KINDS: Final = (ShareGroupRecord.KIND, SharePartitionRecord.KIND)
 
 
 class Coordinator:
@@ -17,6 +23,7 @@ class Coordinator:
 
     def __init__(self, coordinator: int = 0) -> None:
         self.groups = Groups()
+        self.shares = ShareGroups()
         self._producer_ids = ProducerIds(coordinator)
 
     def init_producer(self, request: m.InitProducerRequest) -> Decision:
@@ -25,40 +32,51 @@ class Coordinator:
         return Decision(records, m.InitProducerReply(producer_id=producer_id, producer_epoch=0))
 
     def heartbeat(self, request: m.HeartbeatRequest, topics: Mapping[str, int], now_ms: float) -> Decision:
+        if request.group in self.shares:
+            raise InvalidArgument(f"{request.group!r} is a share group: its consumers give share={request.group!r}")
         return self.groups.heartbeat(request, topics, now_ms)
 
+    def share_heartbeat(self, request: m.ShareHeartbeatRequest, topics: Mapping[str, int], now_ms: float) -> Decision:
+        if request.group in self.groups:
+            raise InvalidArgument(f"{request.group!r} is a consumer group: its consumers give group={request.group!r}")
+        return self.shares.heartbeat(request, topics, now_ms)
+
     def commit(self, request: m.CommitRequest) -> Decision:
-        return self.groups.commit(request)
+        return self.shares.reset(request) if request.group in self.shares else self.groups.commit(request)
 
     def fetch_offsets(self, request: m.GroupRequest) -> Decision:
         return Decision((), self.groups.fetch_offsets(request.group))
 
     def list_groups(self, now_ms: float) -> Decision:
-        return Decision((), self.groups.list(now_ms))
+        return Decision((), (*self.groups.list(now_ms), *self.shares.list(now_ms)))
 
     def describe_group(self, request: m.GroupRequest, now_ms: float) -> Decision:
-        return Decision((), self.groups.describe(request.group, now_ms))
+        groups = self.shares if request.group in self.shares else self.groups
+        return Decision((), groups.describe(request.group, now_ms))
 
     def delete_group(self, request: m.GroupRequest) -> Decision:
-        return self.groups.delete(request.group)
+        return self.shares.delete(request.group) if request.group in self.shares else self.groups.delete(request.group)
 
     def know_topics(self, topic_ids: Mapping[str, str]) -> Decision:
         """All topics that there are, name to id; see `Groups.know_topics`."""
-        return self.groups.know_topics(topic_ids)
+        return Decision(self.groups.know_topics(topic_ids).records + self.shares.know_topics(topic_ids).records)
 
     def expire(self, now_ms: float) -> Decision:
-        return self.groups.expire(now_ms)
+        return Decision(self.groups.expire(now_ms).records + self.shares.expire(now_ms).records)
 
     def expire_offsets(self, wall_ms: int) -> Decision:
         return self.groups.expire_offsets(wall_ms)
 
     def next_expiry_ms(self) -> float | None:
-        return self.groups.next_expiry_ms()
+        dues = [due for due in (self.groups.next_expiry_ms(), self.shares.next_expiry_ms()) if due is not None]
+        return min(dues, default=None)
 
     def replay(self, record: Record | Removed, now_ms: float) -> None:
         """Applies one record."""
         if isinstance(record, ProducerIdsRecord):
             self._producer_ids.replay(record)
+        elif (record.kind if isinstance(record, Removed) else record.KIND) in _SHARE_KINDS:
+            self.shares.replay(record)
         else:
             self.groups.replay(record, now_ms)
 
@@ -70,8 +88,14 @@ class Coordinator:
         """Records whose replay on an empty state gives this one; see `Groups.snapshot` on changes meanwhile."""
         yield from self._producer_ids.snapshot()
         yield from self.groups.snapshot()
+        yield from self.shares.snapshot()
 
     @staticmethod
     def encode(records: Sequence[Record | Removed]) -> list[Pair]:
-        """Records as rows for the log."""
-        return [to_pair(record) for record in records]
+        """Records of one append as rows for the log. Of a share partition's the last says all that is to be said."""
+        last = {identity(record): at for at, record in enumerate(records) if isinstance(record, SharePartitionRecord)}
+        return [
+            to_pair(record)
+            for at, record in enumerate(records)
+            if not isinstance(record, SharePartitionRecord) or last[identity(record)] == at
+        ]

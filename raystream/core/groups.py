@@ -34,6 +34,10 @@ class Groups:
         self._epoch_floor = 0
         self._deciding: Group | None = None
 
+    def __contains__(self, name: object) -> bool:
+        found = self._groups.get(name) if isinstance(name, str) else None
+        return found is not None and found.exists
+
     # Membership -----------------------------------------------------------------------------------------------------
 
     def heartbeat(self, request: m.HeartbeatRequest, topics: Mapping[str, int], now_ms: float) -> Decision:

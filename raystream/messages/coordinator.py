@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from raystream.messages.protocol import NO_EPOCH, PROTOCOL
+from raystream.messages.shares import SharePartitionInfo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +119,9 @@ class GroupInfo:
     topics: tuple[str, ...]
     members: tuple[MemberInfo, ...]
     offsets: tuple[CommittedOffset, ...]
+    kind: str = "consumer"
+    """Or "share", whose `offsets` are its start offsets, with the state of each partition in `shares`."""
+    shares: tuple[SharePartitionInfo, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,6 +23,7 @@ from raystream.testing.consumers import Consumers
 from raystream.testing.facts import Facts
 from raystream.testing.groups import Groups
 from raystream.testing.operations import History, Operation
+from raystream.testing.queues import Queues
 from raystream.testing.report import ANOMALIES, EXAMPLES_MAX, Anomaly, Findings, Report
 from raystream.testing.transactions import Transactions
 from raystream.testing.writes import check_writes, note_what_is_unchecked
@@ -54,6 +55,7 @@ class Checker:
         self._facts = Facts(self._findings, self._transactions)
         self._consumers = Consumers(self._facts, self._findings)
         self._groups = Groups(self._findings)
+        self._queues = Queues(self._facts, self._findings)
         self._handlers: dict[str, Callable[[int, Operation], None]] = {
             "send": self._facts.send,
             "poll": self._poll,
@@ -63,6 +65,10 @@ class Checker:
             "commit": self._position,
             "committed": self._position,
             "drain": self._facts.drain,
+            "deliver": self._queues.deliver,
+            "settle": self._queues.settle,
+            "buried": self._queues.buried,
+            "settled": self._queues.settled,
             "end": self._transactions.end,
             "crash": self._crash,
         }
@@ -88,6 +94,7 @@ class Checker:
         note_what_is_unchecked(self._facts, self._findings)
         self._consumers.find_skips()
         self._consumers.find_group_skips()
+        self._queues.find_what_is_wrong()
         self._transactions.find_early_reads(self._facts, self._findings)
         self._transactions.find_cycles(self._facts, self._findings)
 

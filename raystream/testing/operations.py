@@ -14,6 +14,10 @@ everything the invocation said. `fail` says that it surely did not happen; `info
 | commit | group, offsets |
 | committed | group; `ok`: offsets |
 | drain | a read of everything there is, by the polls of the same process in between; `ok`: offsets where it began |
+| deliver | what a queue gave a member: group, records, and as epoch which delivery it is |
+| settle | what a member said becomes of records: group, records, epoch as it was delivered, outcome `accept` … |
+| buried | copies in a dead-letter topic: group, and records as they stand in their own topic |
+| settled | group, and offsets below which the queue holds everything settled, once it is at rest |
 | end | of a transaction: txn, outcome `commit` or `abort` |
 | crash | a process is gone; what it had open stays unknown |
 | fault | something was broken on purpose; value says what |
@@ -34,7 +38,10 @@ from typing import Any, Final, Literal, NamedTuple, get_args
 from raystream.errors import InvalidArgument
 
 Type = Literal["invoke", "ok", "fail", "info"]
-Kind = Literal["send", "poll", "assign", "revoke", "seek", "commit", "committed", "drain", "end", "crash", "fault"]
+Kind = Literal[
+    "send", "poll", "assign", "revoke", "seek", "commit", "committed", "drain", "deliver", "settle", "buried",
+    "settled", "end", "crash", "fault",
+]  # fmt: skip
 Value = str | int
 
 KINDS: Final[frozenset[str]] = frozenset(get_args(Kind))
@@ -61,7 +68,7 @@ class Operation(NamedTuple):
     group: str | None = None
     epoch: int | None = None
     txn: str | None = None
-    outcome: Literal["commit", "abort"] | None = None
+    outcome: Literal["commit", "abort", "accept", "release", "reject"] | None = None
     error: str | None = None
 
     def __str__(self) -> str:

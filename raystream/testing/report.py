@@ -23,6 +23,9 @@ ANOMALIES: Final = {
     "nonmonotonic-send": "a producer's record stands before one that it sent earlier to the same partition",
     "position-moved-back": "a group's committed position was lower than one known before the operation began",
     "two-owners": "two members of a group were assigned one partition in one epoch",
+    "accepted-twice": "two members of a queue were told that they have accepted one record",
+    "delivered-after-accept": "a record was accepted, although a later delivery of it had begun or was yet to come",
+    "settled-unhandled": "a queue is done with a record that nobody accepted and that is no dead letter",
     "write-cycle": "transactions wrote around each other: each has a write after one of the next",
     "information-cycle": "transactions that each read from, or wrote after, the next in a circle",
 }

@@ -85,9 +85,12 @@ class Workload:
                 settings=consumer_settings or {},
             )
             clients.append((process, member.run))
-        self._threads = [
-            threading.Thread(target=self._guard, args=client, name=client[0], daemon=True) for client in clients
-        ]
+        self._threads: list[threading.Thread] = []
+        for process, run in clients:
+            self._add(process, run)
+
+    def _add(self, process: str, run: Callable[[threading.Event], None]) -> None:
+        self._threads.append(threading.Thread(target=self._guard, args=(process, run), name=process, daemon=True))
 
     def start(self) -> None:
         """Lets the clients run."""

@@ -34,6 +34,7 @@ from raystream.ports import ControllerPort, CoordinatorPort, PartitionPort
 from raystream.schema import RAW_SCHEMA, stored_schema
 from raystream.storage.producer_state import Duplicate, ProducerState
 from tests.fakes.brokers import NO_LEADER, FakeBrokers, Placed
+from tests.fakes.shares import ShareDoors
 
 NODE = "node-a"
 REORDER_WAIT_MS = 200.0
@@ -216,10 +217,11 @@ class FakePartition:
         return (held,)
 
 
-class FakeCoordinator:
+class FakeCoordinator(ShareDoors):
     """Hands out producer ids."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.producer_ids = itertools.count(1)
         self.handed_out = 0
         self.errors: deque[Exception] = deque()

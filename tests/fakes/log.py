@@ -21,6 +21,7 @@ from raystream.batch import (
     Bytes,
     LeaderFields,
     ProducerFields,
+    decode,
     encode,
     parse,
     with_leader_fields,
@@ -40,6 +41,7 @@ from raystream.errors import (
 )
 from raystream.ports import ControllerPort, CoordinatorPort, PartitionPort
 from raystream.schema import RAW_SCHEMA, schema_message, stored_schema
+from tests.fakes.shares import ShareDoors
 
 NODE = "node-a"
 
@@ -133,7 +135,10 @@ class FakePartition:
         self.fetches.append(request)
         self._fail()
         if not self.start_offset <= request.offset <= self.end_offset:
-            raise OffsetOutOfRange(f"offset {request.offset} lies outside {self.start_offset} to {self.end_offset}")
+            raise OffsetOutOfRange(
+                f"offset {request.offset} lies outside {self.start_offset} to {self.end_offset}",
+                log_start_offset=self.start_offset,
+            )
         if request.offset == self.end_offset and request.max_wait_ms:
             try:
                 await asyncio.wait_for(self._grown.wait(), request.max_wait_ms / 1000)
@@ -177,7 +182,12 @@ class FakePartition:
         return m.OffsetReply(offset=-1)
 
     async def append(self, request: m.AppendRequest, batch: Bytes, *, timeout_ms: float) -> m.AppendReply:
-        raise NotImplementedError
+        self._fail()
+        base_offset = self.end_offset
+        self.append_now(decode(batch, self.schema))
+        return m.AppendReply(
+            base_offset=base_offset, append_time_ms=5_000, leader_epoch=1, high_watermark=self.end_offset
+        )
 
     async def delete_records(self, request: m.DeleteRecordsRequest, *, timeout_ms: float) -> m.OffsetReply:
         raise NotImplementedError
@@ -207,10 +217,11 @@ class Member:
     owned: set[tuple[str, int]] = field(default_factory=set)
 
 
-class FakeCoordinator:
+class FakeCoordinator(ShareDoors):
     """Spreads partitions over the members in order of joining; a partition moves when its owner has let it go."""
 
     def __init__(self, cluster: FakeCluster) -> None:
+        super().__init__()
         self._cluster = cluster
         self.members: dict[str, Member] = {}
         self.offsets: dict[tuple[str, int], int] = {}

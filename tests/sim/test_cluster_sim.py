@@ -12,8 +12,10 @@ import sys
 import pytest
 
 from tests.sim.cluster.bugs import BUGS
+from tests.sim.cluster.queue_bugs import BUGS as QUEUE_BUGS
 
 SEEDS = 300
+QUEUE_SEEDS = 100
 KINDS = {
     "blackout",
     "power_cut",
@@ -64,3 +66,16 @@ def test_the_same_seed_gives_the_same_run() -> None:
 def test_a_planted_bug_is_caught(name: str) -> None:
     """`python -m tests.sim.cluster.bugs` finds anew by which seed, where that has changed."""
     assert "not caught" not in simulated("tests.sim.cluster.bugs", name)
+
+
+@pytest.mark.timeout(1200)
+def test_a_queue_forgets_nothing_whatever_happens() -> None:
+    told = simulated("tests.sim.cluster.queues", "--seeds", str(QUEUE_SEEDS), "--jobs", "2")
+    assert told.startswith(f"{QUEUE_SEEDS} seeds, ")
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", QUEUE_BUGS)
+def test_a_bug_planted_in_queues_is_caught(name: str) -> None:
+    """`python -m tests.sim.cluster.queue_bugs` finds anew by which seed, where that has changed."""
+    assert "not caught" not in simulated("tests.sim.cluster.queue_bugs", name)

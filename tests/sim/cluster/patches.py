@@ -29,7 +29,7 @@ import ray
 
 import raystream
 from raystream.actors import endpoint, hosts, lease, logs, metrics, processes
-from raystream.client import consumer, fetched, loop, producer
+from raystream.client import consumer, fetched, loop, producer, share_consumer
 from raystream.errors import Closed, RequestTimeout
 from raystream.storage import files, root
 from tests.sim.cluster.kernel import Kernel, Process, Waiter
@@ -70,6 +70,7 @@ def in_place(world: World) -> Iterator[None]:
         producer._kept.clear()
         producer._open.clear()
         consumer._open.clear()
+        share_consumer._open.clear()
 
 
 def _replacements(world: World) -> list[tuple[Any, Any]]:

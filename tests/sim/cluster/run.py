@@ -119,22 +119,23 @@ class Run:
 
 
 def run(seed: int, *, shell: object = None, focus: tuple[str, ...] = (), verbose: bool = False) -> Outcome:
-    """One run. Raises Violation where something is wrong."""
+    """One run, of another kind where `shell` is one. Raises Violation where something is wrong."""
+    kind = shell if isinstance(shell, type) and issubclass(shell, Run) else Run
     try:
-        return _run(seed, focus, verbose)
+        return _run(kind, seed, focus, verbose)
     except (*WRONG, KeyboardInterrupt):
         raise
     except Exception as error:
         raise Violation(f"nobody expected {error!r}") from error
 
 
-def _run(seed: int, focus: tuple[str, ...], verbose: bool) -> Outcome:
+def _run(kind: type[Run], seed: int, focus: tuple[str, ...], verbose: bool) -> Outcome:
     machines = random.Random(seed).choice([3, 3, 3, 4])
     made: list[Run] = []
     with contextlib.ExitStack() as watching:
 
         def main(world: World) -> None:
-            made.append(Run(world, focus))
+            made.append(kind(world, focus))
             watching.enter_context(made[0].checks.watching())
             made[0].main()
 

@@ -50,6 +50,22 @@ class Script:
         self.poll(*records, by=by)
         return self.add(by, "ok", "drain", offsets=[(T, p, start) for p, start in enumerate(starts)])
 
+    def deliver(self, *offsets: int, by: str = "w", delivery: int = 1) -> Script:
+        """A queue gives records of partition 0."""
+        return self.add(by, "ok", "deliver", group="q", records=[(T, 0, o, f"{o}") for o in offsets], epoch=delivery)
+
+    def settle(
+        self, *offsets: int, word: str = "accept", by: str = "w", delivery: int = 1, type: Type = "ok"
+    ) -> Script:
+        records = [(T, 0, o, f"{o}") for o in offsets]
+        return self.call(by, type, "settle", group="q", records=records, epoch=delivery, outcome=word)
+
+    def bury(self, *offsets: int) -> Script:
+        return self.add("r", "ok", "buried", group="q", records=[(T, 0, o, f"{o}") for o in offsets])
+
+    def settled(self, offset: int) -> Script:
+        return self.add("r", "ok", "settled", group="q", offsets=[(T, 0, offset)])
+
     def end(self, txn: str, outcome: str = "commit", *, type: Type = "ok", by: str = "p") -> Script:
         return self.call(by, type, "end", txn=txn, outcome=outcome)
 

@@ -263,6 +263,36 @@ BAD: dict[str, tuple[str, Script, Script]] = {
         .end("y", by="q")
         .poll((1, 0, "b"), by="p", txn="z"),
     ),
+    "two workers accept one record": (
+        "accepted-twice",
+        Script().sends("0").deliver(0).deliver(0, by="v").settle(0).settle(0, by="v"),
+        Script().sends("0").deliver(0).deliver(0, by="v").settle(0, type="info").settle(0, by="v"),
+    ),
+    "a record comes again after it was accepted": (
+        "delivered-after-accept",
+        Script().sends("0").deliver(0).settle(0).deliver(0, by="v", delivery=2),
+        Script().sends("0").deliver(0).settle(0, word="release").deliver(0, by="v", delivery=2).settle(0, delivery=2),
+    ),
+    "a late word counts after another delivery has begun": (
+        "delivered-after-accept",
+        Script().sends("0").deliver(0).deliver(0, by="v", delivery=2).settle(0),
+        Script().sends("0").deliver(0).deliver(0, by="v", delivery=2).settle(0, type="fail").settle(0, delivery=2),
+    ),
+    "a queue is done with a record that nobody accepted": (
+        "settled-unhandled",
+        Script().sends("0", "1").deliver(0, 1).settle(0).settle(1, word="release").settled(2),
+        Script().sends("0", "1").deliver(0, 1).settle(0).settle(1, word="release").settled(1),
+    ),
+    "a record was rejected and is no dead letter": (
+        "settled-unhandled",
+        Script().sends("0", "1").deliver(0, 1).settle(0).settle(1, word="reject").settled(2),
+        Script().sends("0", "1").deliver(0, 1).settle(0).settle(1, word="reject").bury(1).settled(2),
+    ),
+    "the only word of a record was refused": (
+        "settled-unhandled",
+        Script().sends("0").deliver(0).settle(0, type="fail").settled(1),
+        Script().sends("0").deliver(0).settle(0, type="info").settled(1),
+    ),
 }
 
 
