@@ -102,7 +102,8 @@ def _cell(value: object) -> str:
 
 @dataclass(frozen=True)
 class PartitionDescription:
-    """One partition: who leads it, what it holds (`size_bytes` on the leader's disk), and its epoch."""
+    """One partition: who leads it, what it holds (`size_bytes` on the leader's disk), and its epoch. What it holds is
+    None where its leader does not answer."""
 
     topic: str
     partition: int
@@ -110,22 +111,23 @@ class PartitionDescription:
     leader_epoch: int
     replicas: tuple[int, ...]
     isr: tuple[int, ...]
-    start_offset: int
-    end_offset: int
-    size_bytes: int
-    segments: int
+    start_offset: int | None
+    end_offset: int | None
+    size_bytes: int | None
+    segments: int | None
 
 
 @dataclass(frozen=True)
 class TopicDescription:
-    """A topic. `records` counts offsets between start and end over all partitions."""
+    """A topic. `records` counts offsets between start and end over all partitions; it and `size_bytes` are None where
+    a partition's leader does not answer."""
 
     name: str
     kind: Literal["raw", "typed"]
     partitions: int
     replication_factor: int
-    records: int
-    size_bytes: int
+    records: int | None
+    size_bytes: int | None
     key: str | None = None
     time: str | None = None
     id: str = field(default="", repr=False)
@@ -216,8 +218,8 @@ class GroupDescription:
 
 @dataclass(frozen=True)
 class BrokerDescription:
-    """A broker: the raystream actor of one Ray node. `state` is "running", "draining", or "not heard" where it has not
-    been for so long that it leads nothing."""
+    """A broker: the raystream actor of one Ray node. `state` is "running", "draining", "not heard" where it has not
+    been for so long that it leads nothing, and "not known" where there is no controller to hear anybody."""
 
     broker_id: int
     node: str

@@ -67,3 +67,17 @@ def answers(address: str) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+def same_host(one: str, other: str) -> bool:
+    """Whether two names may be of one machine, as far as they are resolved here; a loopback one may be any's."""
+    ours, theirs = _addresses(one), _addresses(other)
+    loopback = any(address.startswith("127.") or address == "::1" for address in ours | theirs)
+    return one == other or loopback or bool(ours & theirs)
+
+
+def _addresses(host: str) -> set[str]:
+    try:
+        return {str(info[4][0]) for info in socket.getaddrinfo(host, None)}
+    except OSError:
+        return set()

@@ -25,7 +25,7 @@ from raystream.actors.broker import BrokerActor
 from raystream.actors.finding import broker_name, find_broker, find_brokers
 from raystream.actors.handles import RayDirectory, translated, wait_for
 from raystream.actors.launch import end_actor, start_actor
-from raystream.actors.processes import answers, is_alive, when_gone
+from raystream.actors.processes import answers, is_alive, same_host, when_gone
 from raystream.client.loop import BackgroundLoop
 from raystream.client.routing import Routing
 from raystream.clock import SystemClock
@@ -110,7 +110,7 @@ def open_session(address: str | None, data_dir: str | os.PathLike[str] | None, n
         raise ClusterNotFound("raystream runs on Linux and macOS; on Windows use WSL")
     with _lock:
         if _session is not None and not _session.stopped.is_set() and ray.is_initialized():
-            _check_same(_session, data_dir, namespace)
+            _check_same(_session, address, data_dir, namespace)
             _session.users += 1
             return _session
         _session = _open(address, data_dir, namespace)
@@ -125,7 +125,8 @@ def _at_exit() -> None:
         session.stop()
 
 
-def _check_same(session: Session, data_dir: str | os.PathLike[str] | None, namespace: str) -> None:
+def _check_same(session: Session, address: str | None, data_dir: str | os.PathLike[str] | None, namespace: str) -> None:
+    _check_address(address, session.address)
     if data_dir is not None and Path(data_dir).resolve() != Path(session.data_dir).resolve():
         raise InvalidArgument(
             f"this process is connected to the cluster whose data lies in {session.data_dir}: close() that first"
@@ -134,16 +135,27 @@ def _check_same(session: Session, data_dir: str | os.PathLike[str] | None, names
         raise InvalidArgument(f"this process is connected in namespace {session.namespace!r}: close() that first")
 
 
+def _check_address(wanted: str | None, connected: str) -> None:
+    """Raises InvalidArgument where this process is on another Ray cluster than the one that is asked for."""
+    if wanted is None or ":" not in wanted:
+        return
+    host, _, port = wanted.rpartition(":")
+    here, _, our_port = connected.rpartition(":")
+    if port != our_port or not same_host(host, here):
+        raise InvalidArgument(f"this process is connected to the Ray cluster at {connected}: leave that first")
+
+
 def _open(address: str | None, data_dir: str | os.PathLike[str] | None, namespace: str) -> Session:
     if address is not None and address.startswith("ray://"):
         raise ClusterNotFound(
             "ray:// clients cannot map the log and move data slowly: run the loop in a Ray task or job on the cluster"
         )
     if ray.is_initialized():
+        _check_address(address, str(ray.get_runtime_context().gcs_address))
         return _bring_up(namespace, data_dir, joined_ray=False)
     address = address or os.environ.get("RAY_ADDRESS")
     if address:
-        _join_ray(address)
+        join_ray(address)
         return _bring_up(namespace, data_dir, joined_ray=True)
     return _embedded(embedded_root(data_dir), namespace)
 
@@ -165,7 +177,7 @@ def _embedded(root: Path, namespace: str) -> Session:
         if owner is not None and is_alive(owner.pid):
             with contextlib.suppress(ClusterNotFound):
                 show_token()
-                _join_ray(owner.address)
+                join_ray(owner.address)
                 session = _bring_up(namespace, root, joined_ray=True)
                 if owner.embedded:  # a Ray cluster outlives the process that brought raystream up on it
                     when_gone(owner.pid, partial(session.owner_exited, owner.pid))
@@ -215,7 +227,8 @@ def show_token() -> None:
     tokens.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
-def _join_ray(address: str) -> None:
+def join_ray(address: str) -> None:
+    """Connects this process to a Ray cluster. Raises ClusterNotFound, at once where nobody is there."""
     if ":" in address and not answers(address):  # Ray itself would try for minutes
         raise ClusterNotFound(f"nobody answers at {address}: there is no Ray cluster")
     try:

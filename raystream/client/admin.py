@@ -11,7 +11,7 @@ import pyarrow as pa
 from raystream import messages as m
 from raystream.client import resetting
 from raystream.client.describing import Statuses, describe_groups, statuses
-from raystream.client.health import health
+from raystream.client.health import has_controller, health
 from raystream.client.routing import Leader, Routing
 from raystream.errors import (
     InvalidArgument,
@@ -216,7 +216,7 @@ class Admin:
             BrokerDescription(
                 broker_id=broker.broker_id,
                 node=broker.node,
-                state=_state(broker),
+                state=_state(broker, heard=has_controller(reply)),
                 partitions=broker.replicas,
                 data_dir=broker.data_dir,
                 free_bytes=broker.free_bytes,
@@ -250,14 +250,15 @@ class Admin:
 
 
 def _topic(topic: m.TopicMetadata, held: Statuses) -> TopicDescription:
-    rows = Rows(_partition(topic, p, held.get((topic.topic_id, p.partition))) for p in topic.partitions)
+    known = [held.get((topic.topic_id, p.partition)) for p in topic.partitions]
+    rows = Rows(_partition(topic, p, status) for p, status in zip(topic.partitions, known, strict=True))
     return TopicDescription(
         name=topic.name,
         kind="typed" if topic.typed else "raw",
         partitions=len(topic.partitions),
         replication_factor=topic.replication_factor,
-        records=sum(row.end_offset - row.start_offset for row in rows),
-        size_bytes=sum(row.size_bytes for row in rows),
+        records=_sum(None if s is None else s.end_offset - s.start_offset for s in known),
+        size_bytes=_sum(None if s is None else s.size_bytes for s in known),
         key=topic.key,
         time=topic.time,
         id=topic.topic_id,
@@ -275,14 +276,22 @@ def _partition(topic: m.TopicMetadata, p: m.PartitionMetadata, status: m.Replica
         leader_epoch=p.leader_epoch,
         replicas=p.replicas,
         isr=p.isr,
-        start_offset=status.start_offset if status else 0,
-        end_offset=status.end_offset if status else 0,
-        size_bytes=status.size_bytes if status else 0,
-        segments=status.segments if status else 0,
+        start_offset=None if status is None else status.start_offset,
+        end_offset=None if status is None else status.end_offset,
+        size_bytes=None if status is None else status.size_bytes,
+        segments=None if status is None else status.segments,
     )
 
 
-def _state(broker: m.BrokerMetadata) -> str:
+def _sum(values: Iterable[int | None]) -> int | None:
+    """None where one is not known."""
+    found = list(values)
+    return None if None in found else sum(value for value in found if value is not None)
+
+
+def _state(broker: m.BrokerMetadata, *, heard: bool) -> str:
+    if not heard:
+        return "not known"
     if broker.fenced:
         return "not heard"
     return "draining" if broker.draining else "running"

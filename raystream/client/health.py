@@ -37,7 +37,17 @@ def _offline(partition: m.PartitionMetadata) -> str:
     return f"is offline: {partition.error or 'its actor is starting'}"
 
 
+def has_controller(reply: m.MetadataReply) -> bool:
+    """Whether the broker that answered knows one: without it nobody notices who is gone."""
+    return any(broker.controller for broker in reply.brokers)
+
+
 def _of_brokers(reply: m.MetadataReply) -> Iterator[str]:
+    if not has_controller(reply):
+        yield (
+            "the brokers have no controller: fewer than a majority of the voters are up. Nothing in the metadata can "
+            "change, and what it says of leaders and replicas may be old"
+        )
     for broker in reply.brokers:
         if broker.fenced:
             yield f"broker {broker.broker_id} ({broker.node}) is not heard"

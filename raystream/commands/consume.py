@@ -96,7 +96,8 @@ def _alone(shell: Shell, cluster: Cluster, topic: TopicDescription) -> Iterator[
     """What the topic holds now, by partition and offset, a part at a time; then what comes, with `--follow`."""
     args = shell.args
     if args.tail:
-        tails = {p.partition: max(p.start_offset, p.end_offset - args.tail) for p in topic.partition_list}
+        held = cluster.read(topic.name).ranges()
+        tails = {partition: max(offsets.start, offsets.stop - args.tail) for partition, offsets in held.items()}
         view = cluster.read(topic.name, start=tails, order="time")
         rows = view.to_arrow()
         yield rows.slice(max(rows.num_rows - args.tail, 0))
@@ -120,7 +121,7 @@ def _of_member(shell: Shell, cluster: Cluster, topic: TopicDescription) -> Itera
     args = shell.args
     with cluster.consumer(topic.name, group=args.group, start=_start(shell)) as consumer:
         left = args.max
-        for batch in _batches(shell, consumer, topic):
+        for batch in _batches(shell, consumer, topic, cluster.read(topic.name).offsets()):
             rows = batch.to_arrow()
             if left is not None and rows.num_rows >= left:
                 yield rows.slice(0, left)
@@ -132,9 +133,8 @@ def _of_member(shell: Shell, cluster: Cluster, topic: TopicDescription) -> Itera
             yield rows
 
 
-def _batches(shell: Shell, consumer: Consumer, topic: TopicDescription) -> Iterator[Batch]:
+def _batches(shell: Shell, consumer: Consumer, topic: TopicDescription, ends: dict[int, int]) -> Iterator[Batch]:
     """Batches up to where the topic ended when the command began, or without end with `--follow`."""
-    ends = {p.partition: p.end_offset for p in topic.partition_list}
     waited_from = time.monotonic()
     while True:
         positions: dict[int, int] = consumer.position().get(topic.name, {})
@@ -144,7 +144,8 @@ def _batches(shell: Shell, consumer: Consumer, topic: TopicDescription) -> Itera
             waited_from = time.monotonic()
         elif not shell.args.follow and time.monotonic() - waited_from > _ASSIGNMENT_WAIT_S:
             raise PlacementFailed(
-                f"other members of group {shell.args.group!r} hold every partition of {topic.name!r}: --follow waits"
+                f"group {shell.args.group!r} has given this member no partition of {topic.name!r} yet: other members "
+                "hold them, or the group coordinator does not answer; --follow waits"
             )
         batch = consumer.poll(_POLL_S)
         if batch is not None:

@@ -106,7 +106,7 @@ def _stored(shell: Shell, cluster: Cluster) -> dict[int, Range]:
         shell.table([found], topic.LIST)
         shell.out.print()
         shell.table(cluster.lag(GROUP), group.POSITIONS)
-    return {row.partition: (row.start_offset, row.end_offset) for row in found.partition_list}
+    return {partition: (held.start, held.stop) for partition, held in cluster.read(flights.TOPIC).ranges().items()}
 
 
 def _facts(result: Reconciliation, outcome: Outcome | None, seconds: float) -> dict[str, Any]:

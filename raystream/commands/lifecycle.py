@@ -11,7 +11,7 @@ from raystream.actors.processes import answers
 from raystream.commands import broker, localray, topic
 from raystream.commands.shell import Shell, count_of
 from raystream.errors import ClusterNotFound, DataDirectoryInUse, Unavailable
-from raystream.storage.root import prepare, read_owner
+from raystream.storage.root import prepare, read_owner, require_room
 
 NAMESPACE = "raystream"
 
@@ -45,6 +45,7 @@ def _start(shell: Shell) -> int:
         shell.note("starting Ray on this machine; it outlives this command")
         root = _root(shell)
         prepare(root, hide_from_git=True)
+        require_room(root)
         started = localray.running(root) or localray.start(root)
         where = args.address = started.address
         args.data_dir = str(root)
@@ -61,7 +62,7 @@ def _start(shell: Shell) -> int:
 
 
 def _stop(shell: Shell) -> int:
-    from raystream.actors.session import stop_raystream
+    from raystream.actors.session import join_ray, stop_raystream
 
     root = _root(shell)
     ours = None if shell.named_address else localray.running(root)
@@ -69,7 +70,7 @@ def _stop(shell: Shell) -> int:
     if where is None:
         shell.result(f"nothing runs with its data in {root}", {"stopped": False, "ray": False})
         return 0
-    _join_ray(where)
+    join_ray(where)
     stop_raystream(NAMESPACE)
     if ours is not None:
         import ray
@@ -130,22 +131,12 @@ def _require_raystream(address: str) -> None:
     import ray
 
     from raystream.actors.finding import find_broker
+    from raystream.actors.session import join_ray
 
-    _join_ray(address)
+    join_ray(address)
     try:
         find_broker(NAMESPACE, ray.get_runtime_context().get_node_id())
     except Unavailable:
         raise ClusterNotFound(
             f"raystream is not up on the Ray cluster at {address}: raystream start brings it up"
         ) from None
-
-
-def _join_ray(address: str) -> None:
-    import logging
-
-    import ray
-
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-        raise ClusterNotFound(f"there is no Ray cluster at {address!r}: {str(error).splitlines()[0]}") from None

@@ -25,6 +25,7 @@ from raystream.errors import DataDirectoryInUse, DataDirectoryUnusable
 
 DYING_OWNER_WAIT_S: Final = 10.0
 MAX_SLOTS: Final = 1024
+PAGE_BYTES: Final = 4096
 _NETWORK_FILE_SYSTEMS: Final = {"nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "lustre", "ceph", "9p", "glusterfs"}
 
 
@@ -75,7 +76,22 @@ def prepare(root: Path, *, hide_from_git: bool) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise DataDirectoryUnusable(f"the data directory {root} cannot be written: {error.strerror}") from None
+        raise _unwritable(root, error) from None
+
+
+def require_room(root: Path) -> None:
+    """Raises DataDirectoryUnusable where not even a page can be written."""
+    probe = root / f".probe-{os.getpid()}"
+    try:
+        probe.write_bytes(bytes(PAGE_BYTES))
+    except OSError as error:
+        raise _unwritable(root, error) from None
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _unwritable(directory: Path, error: OSError) -> DataDirectoryUnusable:
+    return DataDirectoryUnusable(f"the data directory {directory} cannot be written: {error.strerror}")
 
 
 def claim(root: Path) -> RootClaim | None:
@@ -158,7 +174,10 @@ def take_slot(root: Path, cluster: str, node: Node | None = None) -> Slot:
     deadline = time.monotonic() + DYING_OWNER_WAIT_S
     for number in _slots_in_order(root, cluster, own):
         path = root / f"broker-{number}"
-        path.mkdir(exist_ok=True)
+        try:
+            path.mkdir(exist_ok=True)
+        except OSError as error:
+            raise _unwritable(root, error) from None
         descriptor = _open_lock(path)
         while not _try_lock(descriptor, fcntl.LOCK_EX):
             holder = _read_json(path / "slot.json")
@@ -228,8 +247,12 @@ def _try_lock(descriptor: int, kind: int) -> bool:
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(value))
-    temporary.replace(path)
+    try:
+        temporary.write_text(json.dumps(value))
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise _unwritable(path.parent, error) from None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

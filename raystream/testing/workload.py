@@ -142,11 +142,11 @@ class Workload:
         cluster = cluster or place.cluster
         process = f"{self._name}reader-{next(self._reads)}"
         place.recorder.invoke(process, "drain", topic=place.topic)
-        found = cluster.describe_topic(place.topic).partition_list
-        starts = [(place.topic, p.partition, p.start_offset) for p in found]
+        found = cluster.read(place.topic).ranges()
+        starts = [(place.topic, partition, held.start) for partition, held in found.items()]
         place.recorder.ok(process, "assign", offsets=starts)
-        positions = {p.partition: p.start_offset for p in found}
-        ends = {p.partition: p.end_offset for p in found}
+        positions = {partition: held.start for partition, held in found.items()}
+        ends = {partition: held.stop for partition, held in found.items()}
         known = {partition: offset + 1 for partition, offset in self.highest.items()}
         deadline = time.monotonic() + timeout_s
         tail_deadline = time.monotonic() + tail_wait_s

@@ -23,7 +23,7 @@ def test_a_producer_waits_before_its_next_batch_and_loses_nothing() -> None:
 
         async def append(request: m.AppendRequest, batch: Any, *, timeout_ms: float) -> m.AppendReply:
             arrived.append((time.monotonic(), request.client_id))
-            reply = await write(request, batch, timeout_ms=timeout_ms)
+            reply: m.AppendReply = await write(request, batch, timeout_ms=timeout_ms)
             return dataclasses.replace(reply, throttle_ms=THROTTLE_MS) if len(arrived) == 1 else reply
 
         partition.append = append
@@ -47,7 +47,7 @@ def test_a_reader_waits_before_its_next_fetch(bounded: bool) -> None:
 
         async def fetch(request: m.FetchRequest, *, timeout_ms: float) -> m.FetchReply:
             arrived.append((time.monotonic(), request.client_id))
-            reply = await read(request, timeout_ms=timeout_ms)
+            reply: m.FetchReply = await read(request, timeout_ms=timeout_ms)
             return dataclasses.replace(reply, throttle_ms=THROTTLE_MS) if len(arrived) == 1 else reply
 
         partition.fetch = fetch
