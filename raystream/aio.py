@@ -11,7 +11,6 @@ import asyncio
 import functools
 import inspect
 import os
-import re
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -215,34 +214,17 @@ class Cluster:
         return Producer(self.sync.producer(**settings))
 
     @overload
-    async def consumer(
-        self,
-        topics: str | Sequence[str] | re.Pattern[str],
-        group: str | None = None,
-        start: Position = LATEST,
-        *,
-        share: None = None,
-        **settings: Any,
-    ) -> Consumer: ...
+    async def consumer(self, topics: Any, *, share: str, **settings: Any) -> ShareConsumer: ...
 
     @overload
     async def consumer(
-        self,
-        topics: str | Sequence[str],
-        group: None = None,
-        start: Position = LATEST,
-        *,
-        share: str,
-        **settings: Any,
-    ) -> ShareConsumer: ...
+        self, topics: Any, group: str | None = None, start: Position = LATEST, **settings: Any
+    ) -> Consumer: ...
 
-    async def consumer(
-        self, topics: Any, group: Any = None, start: Position = LATEST, *, share: Any = None, **settings: Any
-    ) -> Consumer | ShareConsumer:
+    async def consumer(self, topics: Any, group: Any = None, start: Position = LATEST, **settings: Any) -> Any:
         """As `consumer` of raystream.Cluster."""
-        make = functools.partial(self.sync.consumer, topics, group, start, share=share, **settings)
-        made: Any = await _in_thread(make)
-        return Consumer(made) if share is None else ShareConsumer(made)
+        made: Any = await _in_thread(functools.partial(self.sync.consumer, topics, group, start, **settings))
+        return Consumer(made) if settings.get("share") is None else ShareConsumer(made)
 
     async def read(
         self,

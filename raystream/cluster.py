@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import sys
 import threading
 import warnings
@@ -12,11 +11,12 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from types import TracebackType
-from typing import Any, Final, Self, overload
+from typing import Any, Final, Self
 
 from raystream.actors.session import Session, open_session
 from raystream.client.admin import Admin
-from raystream.client.consumer import Consumer, OnOffsetsLost
+from raystream.client.consumer import Consumer
+from raystream.client.consuming import Consuming
 from raystream.client.frames import frame_schema
 from raystream.client.loop import BackgroundLoop
 from raystream.client.producer import Producer
@@ -24,8 +24,8 @@ from raystream.client.reader import View
 from raystream.client.routing import Routing
 from raystream.client.share_consumer import ShareConsumer
 from raystream.client.table import Table
-from raystream.config import ConsumerConfig, ProducerConfig, ShareConfig, build
-from raystream.errors import Closed, InvalidArgument, KeysMove, TopicNotFound
+from raystream.config import ConsumerConfig, ProducerConfig, build
+from raystream.errors import Closed, KeysMove, TopicNotFound
 from raystream.jobs import ConsumerJob
 from raystream.types import (
     EARLIEST,
@@ -81,7 +81,7 @@ def _show_notices() -> None:
         logger.propagate = False
 
 
-class Cluster:
+class Cluster(Consuming):
     """A connection to a raystream cluster. Thread-safe; a context manager; can be pickled into Ray tasks and actors.
 
     Calls raise RequestTimeout when no answer comes within their deadline, ClusterGone once the cluster's owner has
@@ -93,7 +93,6 @@ class Cluster:
         self._opening = threading.Lock()
         self._producers: list[Producer] = []
         self._tables: weakref.WeakSet[Table] = weakref.WeakSet()
-        # one that nobody holds leaves by itself
         self._consumers: weakref.WeakSet[Consumer | ShareConsumer] = weakref.WeakSet()
         self._closed = False
 
@@ -133,11 +132,8 @@ class Cluster:
             return
         self._closed = True
         errors = []
-        clients: list[Table | Consumer | ShareConsumer | Producer] = [
-            *self._tables,
-            *self._consumers,
-            *self._producers,
-        ]
+        clients: list[Table | Consumer | ShareConsumer | Producer]
+        clients = [*self._tables, *self._consumers, *self._producers]
         for client in clients:
             try:
                 client.close()
@@ -374,92 +370,6 @@ class Cluster:
         )
         self._remember(producer)
         return producer
-
-    @overload
-    def consumer(
-        self,
-        topics: str | Sequence[str] | re.Pattern[str],
-        group: str | None = None,
-        start: Position = LATEST,
-        *,
-        share: None = None,
-        key_deserializer: Callable[[bytes], Any] | None = None,
-        value_deserializer: Callable[[bytes], Any] | None = None,
-        client_id: str = "",
-        group_instance_id: str | None = None,
-        on_offsets_lost: OnOffsetsLost = "raise",
-        **settings: Any,
-    ) -> Consumer: ...
-
-    @overload
-    def consumer(
-        self,
-        topics: str | Sequence[str],
-        group: None = None,
-        start: Position = LATEST,
-        *,
-        share: str,
-        dead_letter: str | None = None,
-        key_deserializer: Callable[[bytes], Any] | None = None,
-        value_deserializer: Callable[[bytes], Any] | None = None,
-        client_id: str = "",
-        **settings: Any,
-    ) -> ShareConsumer: ...
-
-    def consumer(
-        self,
-        topics: Any,
-        group: str | None = None,
-        start: Position = LATEST,
-        *,
-        share: str | None = None,
-        dead_letter: str | None = None,
-        key_deserializer: Callable[[bytes], Any] | None = None,
-        value_deserializer: Callable[[bytes], Any] | None = None,
-        client_id: str = "",
-        group_instance_id: str | None = None,
-        on_offsets_lost: OnOffsetsLost = "raise",
-        **settings: Any,
-    ) -> Consumer | ShareConsumer:
-        """A consumer of one topic, several, or those a pattern matches; with `group=None` it reads alone.
-
-        `start` counts where the group has no position. `group_instance_id` makes it a static member, whose restart
-        within the session timeout moves no partition. Records that retention took away before they were read are
-        reported as `on_offsets_lost` says: OffsetsLost is raised, once. `settings` are those of
-        `raystream.config.ConsumerConfig`.
-
-        With `share="workers"` it is one of many workers on a queue: see `ShareConsumer`, and
-        `raystream.config.ShareConfig` for its settings. `dead_letter` names a raw topic for records that cannot be
-        handled.
-        """
-        how: dict[str, Any] = {
-            "topics": topics,
-            "start": start,
-            "key_deserializer": key_deserializer,
-            "value_deserializer": value_deserializer,
-            "client_id": client_id,
-        }
-        consumer: Consumer | ShareConsumer
-        if share is not None:
-            if group is not None or group_instance_id is not None:
-                raise InvalidArgument("a consumer is a member of a group= or of a share=, not of both")
-            config = build(ShareConfig, settings)
-            consumer = ShareConsumer(self._routing, self._loop, config, share=share, dead_letter=dead_letter, **how)
-        else:
-            if dead_letter is not None:
-                raise InvalidArgument("dead_letter= belongs to share=; consumer.run(dead_letter=…) is for groups")
-            consumer = Consumer(
-                self._routing,
-                self._loop,
-                build(ConsumerConfig, settings),
-                group=group,
-                group_instance_id=group_instance_id,
-                on_offsets_lost=on_offsets_lost,
-                produce=self._send_dead_letter,
-                **how,
-            )
-        self._consumers.add(consumer)
-        return consumer
 
     def read(
         self,

@@ -98,9 +98,12 @@ class Batch:
         """The ranges of offsets in which each has a record."""
         ranges: list[tuple[int, int]] = []
         for piece in self._pieces:
-            begins_anew = not ranges or ranges[-1][1] != piece.base_offset
-            first = piece.base_offset if begins_anew else ranges.pop()[0]
-            ranges.append((first, piece.next_offset))
+            offsets = [(piece.base_offset, piece.next_offset)]
+            if piece.offsets is not None:
+                offsets = [(int(offset), int(offset) + 1) for offset in piece.offsets]
+            for first, stop in offsets:
+                begins_anew = not ranges or ranges[-1][1] != first
+                ranges.append((first if begins_anew else ranges.pop()[0], stop))
         return ranges
 
     def between(self, offset: int, end: int | None = None) -> Batch:

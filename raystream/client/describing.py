@@ -70,7 +70,7 @@ def _group(info: m.GroupInfo, topics: list[m.TopicMetadata], held: Statuses) -> 
             if status is None:
                 continue
             owner = owners.get(at)
-            row = _lag(at, committed.get(at), status, owner.client if owner is not None else None, settled.get(at, 0))
+            row = _lag(at, committed.get(at), settled.get(at, 0), status, owner.client if owner is not None else None)
             rows.append(row)
             if owner is not None and row.lag is not None:
                 behind[owner.member_id] = behind.get(owner.member_id, 0) + row.lag
@@ -90,9 +90,8 @@ def _group(info: m.GroupInfo, topics: list[m.TopicMetadata], held: Statuses) -> 
 
 
 def _lag(
-    at: TopicPartition, position: int | None, status: m.ReplicaStatus, member: str | None, settled: int
+    at: TopicPartition, position: int | None, settled: int, status: m.ReplicaStatus, member: str | None
 ) -> PartitionLag:
-    """`settled`: so many records past the position are done already."""
     lost = 0 if position is None else max(0, status.start_offset - position)
     lag = None if position is None else max(0, status.end_offset - position - lost - settled)
     return PartitionLag(at.topic, at.partition, position, status.end_offset, lag, member, lost)

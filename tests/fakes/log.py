@@ -135,10 +135,8 @@ class FakePartition:
         self.fetches.append(request)
         self._fail()
         if not self.start_offset <= request.offset <= self.end_offset:
-            raise OffsetOutOfRange(
-                f"offset {request.offset} lies outside {self.start_offset} to {self.end_offset}",
-                log_start_offset=self.start_offset,
-            )
+            said = f"offset {request.offset} lies outside {self.start_offset} to {self.end_offset}"
+            raise OffsetOutOfRange(said, log_start_offset=self.start_offset)
         if request.offset == self.end_offset and request.max_wait_ms:
             try:
                 await asyncio.wait_for(self._grown.wait(), request.max_wait_ms / 1000)
@@ -183,11 +181,9 @@ class FakePartition:
 
     async def append(self, request: m.AppendRequest, batch: Bytes, *, timeout_ms: float) -> m.AppendReply:
         self._fail()
-        base_offset = self.end_offset
+        base = self.end_offset
         self.append_now(decode(batch, self.schema))
-        return m.AppendReply(
-            base_offset=base_offset, append_time_ms=5_000, leader_epoch=1, high_watermark=self.end_offset
-        )
+        return m.AppendReply(base_offset=base, append_time_ms=5_000, leader_epoch=1, high_watermark=self.end_offset)
 
     async def delete_records(self, request: m.DeleteRecordsRequest, *, timeout_ms: float) -> m.OffsetReply:
         raise NotImplementedError

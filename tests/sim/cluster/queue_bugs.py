@@ -31,6 +31,12 @@ def _anybodys_word(
         yield from draft.acknowledge(first, stop, kind)
 
 
+def _of_whichever_acquisition(
+    self: ShareGroups, group: Any, member: Any, draft: Draft, partition: Any, said: Any, now_ms: float
+) -> Iterator[tuple[int, int]]:
+    return _settle(self, group, member, draft, partition, (*said[:3], 0), now_ms)
+
+
 async def _not_copied(*_: Any, **__: Any) -> None:
     pass
 
@@ -46,7 +52,7 @@ async def _nothing_there_is_a_gap(self: ShareFetcher, reading: Any, left_ms: flo
         reading.offset = reading.stop
 
 
-_become, _read = Draft._become, ShareFetcher._read
+_become, _read, _settle = Draft._become, ShareFetcher._read, ShareGroups._settle
 
 BUGS: Final[Mapping[str, Bug]] = {
     "an acknowledgement is answered and not written": replaced(
@@ -55,6 +61,7 @@ BUGS: Final[Mapping[str, Bug]] = {
     "a late word counts though others have the record": replaced(
         ShareGroups, "_settle", _anybodys_word, focus=("pause_client",)
     ),
+    "a late word counts for what was acquired anew": replaced(ShareGroups, "_settle", _of_whichever_acquisition),
     "a dead letter is archived before it is written": replaced(share_session, "bury", _not_copied),
     "what is released is done with": replaced(Draft, "_become", _released_is_done_with),
     "what was not there yet is taken for a gap": replaced(ShareFetcher, "_read", _nothing_there_is_a_gap),

@@ -11,8 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
+from raystream.client.columns import Piece, Shape
+from raystream.client.delivered import Batch
 from raystream.client.share_aio import ShareConsumer as AioShareConsumer
 from raystream.client.share_consumer import ShareConsumer
 from raystream.core.share_records import SharePartitionRecord
@@ -25,6 +29,7 @@ from raystream.errors import (
     InvalidRecord,
     TopicNotFound,
 )
+from raystream.schema import RAW_SCHEMA
 from raystream.types import Record
 from tests.fakes.log import FakeCluster, eventually, raw_rows
 from tests.fakes.shares import open_share
@@ -407,3 +412,12 @@ def test_bad_use_is_refused_with_a_sentence(cluster: FakeCluster) -> None:
     consumer.close()
     with pytest.raises(Closed):
         consumer.poll()
+
+
+def test_a_compacted_batch_is_cut_where_records_are_missing() -> None:
+    header: Any = None
+    piece = Piece(0, raw_rows([b"1", b"3", b"4"]), header, np.array([0, 2, 3]), pa.array([1, 2, 3]))
+    batch = Batch(Shape("t", False, None, None), 0, [piece], RAW_SCHEMA, next_offset=4, high_watermark=9)
+    assert batch.contiguous() == [(0, 1), (2, 4)]
+    assert [batch.between(*bounds).offsets for bounds in batch.contiguous()] == [range(1), range(2, 4)]
+    assert [len(batch.between(*bounds)) for bounds in batch.contiguous()] == [1, 2]
