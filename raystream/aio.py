@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, Self, TypeVar, overload
 
+from raystream.aio_transactions import Rewinding, Transactions
 from raystream.client.share_aio import ShareConsumer
 from raystream.types import (
     EARLIEST,
@@ -242,12 +243,16 @@ class Cluster:
         """As `table` of raystream.Cluster."""
         return Table(await _in_thread(self.sync.table, topic, **options))
 
+    def pipeline(self, *arguments: Any, **options: Any) -> Any:
+        """As `pipeline` of raystream.Cluster; its calls wait, so run them in threads."""
+        return self.sync.pipeline(*arguments, **options)
+
     async def run_consumers(self, topics: str | Sequence[str], group: str, **options: Any) -> ConsumerJob:
         """As `run_consumers` of raystream.Cluster."""
         return ConsumerJob(await _in_thread(self.sync.run_consumers, topics, group, **options))
 
 
-class Producer:
+class Producer(Transactions):
     """`raystream`'s producer with coroutines. Records go out in the order in which `send` was called."""
 
     def __init__(self, producer: SyncProducer) -> None:
@@ -298,7 +303,7 @@ class Producer:
         self._order.shutdown(wait=False)
 
 
-class Consumer:
+class Consumer(Rewinding):
     """`raystream`'s consumer with coroutines: `async for record in consumer`."""
 
     def __init__(self, consumer: SyncConsumer) -> None:

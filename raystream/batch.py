@@ -53,6 +53,8 @@ ATTR_CONTROL: Final = 1
 ATTR_TRANSACTIONAL: Final = 2
 ATTR_APPEND_TIME: Final = 4
 ATTR_EXPLICIT_OFFSETS: Final = 8
+ATTR_COMMIT: Final = 16
+"""Of a control batch: the transaction is committed. Without it, aborted."""
 
 NO_PRODUCER_ID: Final = -1
 NO_SEQUENCE: Final = -1
@@ -130,6 +132,10 @@ class BatchHeader:
         """Whether compaction wrote it: its rows' offsets stand in a column."""
         return bool(self.attributes & ATTR_EXPLICIT_OFFSETS)
 
+    @property
+    def is_transactional(self) -> bool:
+        return bool(self.attributes & ATTR_TRANSACTIONAL)
+
 
 def advance_sequence(sequence: int, count: int) -> int:
     """The sequence `count` records after `sequence`, wrapping at 2**31 as Kafka's does."""
@@ -165,6 +171,32 @@ def encode(rows: pa.RecordBatch, fields: ProducerFields, *, compression: str | N
     crc = _producer_crc(message, zone_at)
     message[zone_at + _PRODUCER_CRC_AT : zone_at + _LEADER_AT] = b"%08x" % crc
     return message
+
+
+def encode_marker(
+    schema: pa.Schema,
+    *,
+    topic_id: str,
+    partition: int,
+    schema_id: int,
+    producer_id: int,
+    producer_epoch: int,
+    commit: bool,
+    now_ms: int,
+) -> memoryview:
+    """A control batch that ends the producer's transaction: no rows, and one offset. The epoch is the one after it."""
+    fields = ProducerFields(
+        topic_id=topic_id,
+        partition=partition,
+        schema_id=schema_id,
+        producer_id=producer_id,
+        producer_epoch=producer_epoch,
+        last_offset_delta=0,
+        first_timestamp_ms=now_ms,
+        max_timestamp_ms=now_ms,
+        attributes=ATTR_CONTROL | ATTR_TRANSACTIONAL | (ATTR_COMMIT if commit else 0),
+    )
+    return encode(pa.RecordBatch.from_pylist([], schema=schema), fields)
 
 
 def schema_message_bytes(schema: pa.Schema) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import threading
 import warnings
 import weakref
@@ -13,7 +12,7 @@ from functools import cached_property
 from types import TracebackType
 from typing import Any, Final, Self
 
-from raystream.actors.session import Session, open_session
+from raystream.actors.session import Session, open_session, show_notices
 from raystream.client.admin import Admin
 from raystream.client.consumer import Consumer
 from raystream.client.consuming import Consuming
@@ -24,9 +23,11 @@ from raystream.client.reader import View
 from raystream.client.routing import Routing
 from raystream.client.share_consumer import ShareConsumer
 from raystream.client.table import Table
+from raystream.client.transactional_producer import producer_kind
 from raystream.config import ConsumerConfig, ProducerConfig, build
 from raystream.errors import Closed, KeysMove, TopicNotFound
 from raystream.jobs import ConsumerJob
+from raystream.pipelines import Pipeline
 from raystream.types import (
     EARLIEST,
     LATEST,
@@ -62,23 +63,13 @@ def connect(
 
     Raises ClusterNotFound, DataDirectoryInUse (names pid and path), DataDirectoryUnusable.
     """
-    _show_notices()
+    show_notices()
     session = open_session(address, data_dir, namespace)
     cluster = Cluster(lambda: session)
     names = [topic.name for topic in cluster._topic_metadata()]
     listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
     logger.info("connected to %s, data in %s, topics: %s", cluster.address, cluster.data_dir, listed or "none yet")
     return cluster
-
-
-def _show_notices() -> None:
-    """One line at a time on stderr for what a user should know, unless the program set logging up itself."""
-    if not logger.handlers and not logging.getLogger().handlers and logger.level == logging.NOTSET:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("raystream: %(message)s"))
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
-        logger.propagate = False
 
 
 class Cluster(Consuming):
@@ -356,10 +347,15 @@ class Cluster(Consuming):
         value_serializer: Callable[[Any], bytes | None] | None = None,
         partitioner: Callable[[str, bytes | None, Any, int], int] | None = None,
         client_id: str = "",
+        transactional_id: str | None = None,
         **settings: Any,
     ) -> Producer:
-        """A producer. `settings` are those of `raystream.config.ProducerConfig`: acks, linger_ms, compression, …"""
-        producer = Producer(
+        """A producer. `settings` are those of `raystream.config.ProducerConfig`: acks, linger_ms, compression, …
+
+        With a `transactional_id` it sends inside `with producer.transaction():`. The id is one that stays the same when
+        the program is started again: the new producer fences the earlier one and ends what that left open.
+        """
+        producer = producer_kind(transactional_id)(
             self._routing,
             self._loop,
             build(ProducerConfig, settings),
@@ -440,6 +436,14 @@ class Cluster(Consuming):
             consumer_options={"start": start, **(consumer_options or {})},
             run_options=run_options,
         )
+
+    def pipeline(
+        self, source: str | Sequence[str], transform: Callable[[Any], Any], sink: str, *, group: str, **options: Any
+    ) -> Pipeline:
+        """Consume, transform, produce: `transform(batch)` returns what goes to `sink`. Unless `exactly_once=False`
+        every batch is a transaction with its position. `.run()` works here, `.start(workers=…)` as Ray tasks. `options`
+        are those of `raystream.pipelines.Pipeline`."""
+        return Pipeline(self, source, transform, sink, group=group, **options)
 
     def _send_dead_letter(
         self, topic: str, value: bytes | None, key: bytes | None, headers: list[tuple[str, bytes]]

@@ -82,6 +82,8 @@ class ProducerConfig:
     max_in_flight: int = setting(5, 1, 5)
     request_timeout_ms: int = setting(10_000, 100, 600_000)
     delivery_timeout_ms: int = setting(120_000, 100, 3_600_000)
+    transaction_timeout_ms: int = setting(60_000, 1_000, 900_000)
+    """A transaction that is open for longer is aborted."""
     compression: Literal["lz4", "zstd"] | None = setting(None, choices=(None, "lz4", "zstd"))
 
 
@@ -106,6 +108,15 @@ class ConsumerConfig:
     request_timeout_ms: int = setting(10_000, 100, 600_000)
     check_crcs: bool = setting(True, choices=(True, False))
     mmap: bool = setting(True, choices=(True, False))
+    isolation: Literal["read_committed", "read_uncommitted"] = setting(
+        "read_committed", choices=("read_committed", "read_uncommitted")
+    )
+    """"read_committed": records of transactions that are open or aborted are not seen."""
+
+    @property
+    def committed(self) -> bool:
+        """Whether only what is committed is read."""
+        return self.isolation == "read_committed"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,9 @@ RaystreamError
 │   ├── FencedMember
 │   ├── UnknownMember
 │   └── FencedProducer
+├── InvalidTransactionState           what was asked does not fit the state of the producer's transaction
+├── TransactionTimedOut               the transaction was open for too long and was aborted
+├── ConcurrentTransactions            the transaction before is still being ended: try again
 ├── OutOfOrderSequence
 ├── UnknownProducer
 ├── SchemaChanged
@@ -188,6 +191,20 @@ class UnknownMember(Fenced):
 
 class FencedProducer(Fenced):
     """A newer producer took over this producer's id."""
+
+
+class InvalidTransactionState(RaystreamError):
+    """What was asked does not fit the state of the producer's transaction."""
+
+
+class TransactionTimedOut(RaystreamError):
+    """The transaction was open for longer than `transaction_timeout_ms` and was aborted."""
+
+
+class ConcurrentTransactions(RaystreamError):
+    """A transaction of the same transactional id is decided and not complete yet."""
+
+    retriable = True
 
 
 class OutOfOrderSequence(RaystreamError):

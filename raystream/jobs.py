@@ -62,10 +62,6 @@ class ConsumerJob:
         """Starts the workers and waits until each has a process. Raises PlacementFailed after 10 s without one."""
         if (each_batch is None) == (each_record is None):
             raise InvalidArgument("run_consumers takes either each_batch= or each_record=")
-        if workers < 1:
-            raise InvalidArgument(f"workers={workers}: a job needs at least one")
-        job_name = name or f"{group}-{uuid.uuid4().hex[:6]}"
-        board = tasks.Board.start()
         settings = dict(consumer_options or {})
         how = {"each_batch": each_batch, "each_record": each_record, **(run_options or {})}
 
@@ -75,8 +71,27 @@ class ConsumerJob:
         def run(consumer: Consumer) -> None:
             consumer.run(**how)
 
-        loop = tasks.Loop(open_consumer, run)
         options = {"num_cpus": num_cpus, "max_retries": 0, **ray_remote_args}
+        return cls.start_loops(group, open_consumer, run, workers=workers, name=name, options=options)
+
+    @classmethod
+    def start_loops(
+        cls,
+        group: str,
+        open_worker: Callable[[str], Any],
+        run: Callable[[Any], None],
+        *,
+        workers: int,
+        name: str | None,
+        options: dict[str, Any],
+    ) -> ConsumerJob:
+        """Starts a loop in each worker, over what `open_worker` makes of its label, which begins with the job's name, a
+        slash and the worker's number. Raises as `start`."""
+        if workers < 1:
+            raise InvalidArgument(f"workers={workers}: a job needs at least one")
+        job_name = name or f"{group}-{uuid.uuid4().hex[:6]}"
+        board = tasks.Board.start()
+        loop = tasks.Loop(open_worker, run)
         started = [tasks.Task.start(loop, board, job_name, number, options) for number in range(workers)]
         job = cls(job_name, group, started, board)
         job._await_placement(options)

@@ -1,4 +1,4 @@
-"""The coordinator actor: consumer groups, their offsets, share groups, producer ids; all in `__consumer_offsets`.
+"""The coordinator actor: groups with offsets, share groups, producers, transactions; all in `__consumer_offsets`.
 
 Calls queue; one thread decides each on the state as it will be, appends all resulting records in one synced batch and
 only then answers. If the append fails, the state is thrown away and read anew from the log, so that memory never holds
@@ -26,6 +26,7 @@ from raystream import messages as m
 from raystream.actors import logs
 from raystream.actors.endpoint import Endpoint, machine
 from raystream.actors.handles import RayDirectory
+from raystream.actors.markers import Markers
 from raystream.actors.metrics import LagMetrics
 from raystream.actors.offsets_log import OffsetsLog
 from raystream.actors.share_waiting import ShareWaiting
@@ -39,7 +40,8 @@ from raystream.core.compaction import Compaction
 from raystream.core.coordinator import Coordinator
 from raystream.core.groups import Decision
 from raystream.core.offset_expiry import EXPIRY_LOOK_EVERY_MS
-from raystream.errors import CoordinatorNotAvailable, RaystreamError
+from raystream.core.transaction_records import TransactionRecord
+from raystream.errors import ConcurrentTransactions, CoordinatorNotAvailable, RaystreamError
 from raystream.ports import ControllerPort
 
 logger = logging.getLogger("raystream.coordinator")
@@ -48,6 +50,8 @@ CALL_WAIT_MS: Final = 15_000.0
 WATCH_WAIT_MS: Final = 20_000
 LAG_EVERY_S: Final = 5.0
 IDLE_MS: Final = 1_000.0
+MARKERS_WAIT_MS: Final = 2_000.0
+"""An end of a transaction waits so long for its markers, then its producer asks again."""
 
 Operation = Callable[[float], Decision]
 
@@ -65,6 +69,7 @@ class CoordinatorActor:
         self._topic_ids: dict[str, str] = {}
         self._topics_known = threading.Event()
         self._log = OffsetsLog(self._routing, self._loop, self._clock, Compaction())
+        self._markers = Markers(self._routing, self._loop, self._completed)
         self._metrics = LagMetrics()
         self._waiting = ShareWaiting(self._routing, self._loop, self._clock, self._note)
         self._writer: Writer[Operation] = Writer(
@@ -74,6 +79,8 @@ class CoordinatorActor:
         served = (
             self.commit,
             self.heartbeat,
+            self.add_partitions,
+            self.end_transaction,
             self.share_heartbeat,
             self.share_acquire,
             self.share_acknowledge,
@@ -102,8 +109,27 @@ class CoordinatorActor:
         )
 
     def init_producer(self, request: m.InitProducerRequest) -> m.InitProducerReply:
-        """A producer id that nobody else has or had."""
+        """A producer id that nobody else has or had, or that of a transactional id. Raises ConcurrentTransactions while
+        what a predecessor left open is being ended."""
         return self._decide(request, lambda state, now: state.init_producer(request))
+
+    def add_partitions(self, request: m.AddPartitionsRequest) -> m.Done:
+        """The producer's transaction may write to these once this answers. Raises as `Transactions.add_partitions`."""
+        return self._decide(request, lambda state, now: state.transactions.add_partitions(request))
+
+    def end_transaction(self, request: m.EndTransactionRequest) -> m.EndTransactionReply:
+        """Commits or aborts, once. Answers when every partition has its marker; raises ConcurrentTransactions where
+        that takes longer, and then it is decided: asked again, it gives the same answer."""
+        deadline_ms = self._clock.monotonic_ms() + MARKERS_WAIT_MS
+        while True:
+            rounds = self._markers.rounds
+            reply: m.EndTransactionReply = self._decide(request, lambda state, now: state.end_transaction(request))
+            if reply.complete:
+                return reply
+            left_ms = deadline_ms - self._clock.monotonic_ms()
+            if left_ms <= 0:
+                raise ConcurrentTransactions("the end is decided; not every partition has heard of it yet: try again")
+            self._markers.wait(rounds, left_ms / 1000)
 
     def heartbeat(self, request: m.HeartbeatRequest) -> m.HeartbeatReply:
         """See `messages.HeartbeatRequest`."""
@@ -196,7 +222,11 @@ class CoordinatorActor:
                 ticket.fail(failure)
             return
         for ticket, reply in answers:
-            ticket.answer(reply)
+            if isinstance(reply, Exception):
+                ticket.fail(reply)
+            else:
+                ticket.answer(reply)
+        self._markers.carry_out(state.transactions.prepared())
         self._waiting.wake(state.shares.awakened())
         self._compact(state)
 
@@ -232,10 +262,20 @@ class CoordinatorActor:
             if records:
                 self._log.append(state.encode(records))
             self._log.use(own.reply.producer_id)
+            self._markers.forget()
             self._state = state
             if self._topics_known.is_set():
                 self._writer.submit(self._know_topics)
         return self._state
+
+    def _completed(self, record: TransactionRecord) -> None:
+        """On the loop: every partition has the marker. Where this cannot be written down, the next load begins anew."""
+
+        def on_state(_now_ms: float) -> Decision:
+            assert self._state is not None
+            return self._state.transactions.complete(record)
+
+        self._writer.submit(on_state)
 
     def _fail_stop(self, error: BaseException) -> None:
         traceback.print_exception(error)

@@ -16,6 +16,7 @@ from raystream.actors.writer import Ticket
 from raystream.core.follower import Follower
 from raystream.core.replication import BatchAt, Probe, Send, Truncate
 from raystream.errors import ProtocolMismatch, StorageError
+from raystream.storage.producer_state import ProducerState
 
 if TYPE_CHECKING:
     from raystream.actors.replica import Replica
@@ -31,6 +32,8 @@ class Replicated:
     replica: Replica
     request: m.ReplicateRequest
     batches: Sequence[tuple[memoryview, b.BatchHeader]]
+    producers: ProducerState | None = None
+    """What the leader remembers of producers, where its log is to be begun anew."""
 
 
 class Following:
@@ -86,19 +89,19 @@ class Following:
             case Probe():
                 ticket.answer(self.core.probed(request))
             case Truncate():
-                self._truncate(request)
+                self._truncate(request, ticket.work.producers)
                 ticket.answer(self.core.truncated(request))
             case Send():
                 self._take(ticket, request)
             case _:
                 raise ProtocolMismatch(f"a leader sent a {type(request).__name__}, which this raystream does not know")
 
-    def _truncate(self, request: Truncate) -> None:
+    def _truncate(self, request: Truncate, producers: ProducerState | None) -> None:
         offset = self.core.truncation(request)
         if offset is None:
             return
         if request.anew:
-            self._log.begin_at(offset)
+            self._log.begin_at(offset, producers)
         elif self._log.truncate(offset) != offset:
             raise StorageError(f"offset {offset} stands inside a batch of this replica: its log cannot be cut there")
 

@@ -87,6 +87,7 @@ class RayPartition:
     def __init__(self, handle: Any) -> None:
         self._append = handle.append.options(concurrency_group=APPEND)
         self._fetch = handle.fetch.options(concurrency_group=FETCH)
+        self._handle = handle
         self._list_offsets = handle.list_offsets.options(concurrency_group=CONTROL)
         self._delete_records = handle.delete_records.options(concurrency_group=CONTROL)
         self._status = handle.status.options(concurrency_group=CONTROL)
@@ -108,6 +109,15 @@ class RayPartition:
             reply = await direct.call("fetch", request, timeout_ms=timeout_ms)
         else:
             reply = await call(self._fetch, request, timeout_ms=timeout_ms)
+        return reply
+
+    async def write_marker(self, request: m.WriteMarkerRequest, *, timeout_ms: float) -> m.AppendReply:
+        reply: m.AppendReply
+        if (direct := self.shortcut.current()) is not None:
+            reply = await direct.call("write_marker", request, timeout_ms=timeout_ms)
+        else:
+            method = self._handle.write_marker.options(concurrency_group=APPEND)
+            reply = await call(method, request, timeout_ms=timeout_ms)
         return reply
 
     async def list_offsets(self, request: m.ListOffsetsRequest, *, timeout_ms: float) -> m.OffsetReply:
@@ -187,6 +197,14 @@ class RayCoordinator:
 
     async def commit(self, request: m.CommitRequest, *, timeout_ms: float) -> m.Done:
         reply: m.Done = await self._call("commit", APPEND, request, timeout_ms)
+        return reply
+
+    async def add_partitions(self, request: m.AddPartitionsRequest, *, timeout_ms: float) -> m.Done:
+        reply: m.Done = await self._call("add_partitions", APPEND, request, timeout_ms)
+        return reply
+
+    async def end_transaction(self, request: m.EndTransactionRequest, *, timeout_ms: float) -> m.EndTransactionReply:
+        reply: m.EndTransactionReply = await self._call("end_transaction", APPEND, request, timeout_ms)
         return reply
 
     async def share_heartbeat(self, request: m.ShareHeartbeatRequest, *, timeout_ms: float) -> m.ShareHeartbeatReply:

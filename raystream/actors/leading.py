@@ -26,7 +26,7 @@ from raystream.errors import (
     StorageError,
     UnexpectedEndOffset,
 )
-from raystream.storage.producer_state import Duplicate
+from raystream.storage.producer_state import Duplicate, Fresh
 from raystream.storage.stored import Stored
 
 if TYPE_CHECKING:
@@ -164,8 +164,10 @@ class Leading:
         try:
             if work.acks == ACKS_ALL:
                 self.core.check_append()
-            verdict = None
-            if producer_id != b.NO_PRODUCER_ID:
+            verdict: Fresh | Duplicate | None = None
+            if work.header.is_control:
+                verdict = self._marker_verdict(work.header)
+            elif producer_id != b.NO_PRODUCER_ID:
                 verdict = self._log.producers.check(work.header, age_ms=work.age_ms)
             if verdict is None or not isinstance(verdict, Duplicate):
                 self._check_place(work)
@@ -183,6 +185,12 @@ class Leading:
         self._staged.append(ticket)
         if producer_id != b.NO_PRODUCER_ID:
             self._staged_producers.add(producer_id)
+
+    def _marker_verdict(self, header: b.BatchHeader) -> Duplicate | None:
+        """A marker that stands here already is answered once all of the log is committed, itself among it."""
+        if not self._log.producers.marked(header.producer_id, header.producer_epoch):
+            return None
+        return Duplicate(self._log.end_offset - 1, self._clock.now_ms())
 
     def _check_place(self, work: Append) -> None:
         if work.expected_offset >= 0 and work.expected_offset != self._log.end_offset:
@@ -327,7 +335,7 @@ class Leading:
 
     def _send(self, follower: int, actor: str, request: Probe | Truncate | Send) -> None:
         if not isinstance(request, Send):
-            self._dispatch(follower, actor, request, b"")
+            self._dispatch(follower, actor, request, self._remembered(request))
         elif request.max_bytes == 0:
             self.core.sent(follower, request, request.offset, 0)
             self._dispatch(follower, actor, request, b"")
@@ -339,6 +347,12 @@ class Leading:
             if self._read_last is None or self._read_last[0] != (request.offset, request.leader_end_offset):
                 self._read_last = ((request.offset, request.leader_end_offset), self._read(request))
             self._dispatch_read(follower, request, self._read_last[1])  # the other followers are sent the same
+
+    def _remembered(self, request: Probe | Truncate) -> bytes:
+        """What a follower that begins anew cannot know: the producers of what was deleted."""
+        if not isinstance(request, Truncate) or not request.anew:
+            return b""
+        return self._log.producers.below(request.offset).to_bytes(request.offset)
 
     def _read(self, request: Send) -> _Read | None:
         """The batches of a Send; None where they are not there any more."""

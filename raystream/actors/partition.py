@@ -67,7 +67,13 @@ class PartitionActor:
         self._writer.start()
         self._scrubber.start()
         self._compactor.start()
-        self._endpoint = Endpoint(name, {"append": self.append, "fetch": self.fetch, "replicate": self.replicate})
+        methods: dict[str, Callable[..., Any]] = {
+            "append": self.append,
+            "fetch": self.fetch,
+            "replicate": self.replicate,
+            "write_marker": self.write_marker,
+        }
+        self._endpoint = Endpoint(name, methods)
 
     # Asked by the broker ---------------------------------------------------------------------------------------------
 
@@ -114,6 +120,13 @@ class PartitionActor:
         self._metrics.appended(work.header, self._clock.monotonic_ms() - started)
         if replica.spec.quotas:
             reply = self._quotas.appended(replica.spec, request.client_id, reply, work.header.message_bytes)
+        return reply
+
+    def write_marker(self, request: m.WriteMarkerRequest) -> m.AppendReply:
+        """A coordinator ends a transaction here; repeated, it changes nothing."""
+        m.check_protocol(request.protocol)
+        work = self._replica(request.topic_id, request.partition).marker(request)
+        reply: m.AppendReply = self._writer.submit(work, here=True).wait(APPEND_WAIT_MS)
         return reply
 
     def fetch(self, request: m.FetchRequest) -> m.FetchReply:

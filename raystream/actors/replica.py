@@ -5,6 +5,7 @@ Methods marked *writer* run on the actor's one writer thread, which owns the log
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from raystream.actors.retention import Retention
 from raystream.actors.writer import Ticket
 from raystream.clock import Clock
 from raystream.config import TopicConfig, build
+from raystream.core.replication import Truncate
 from raystream.errors import (
     CorruptLog,
     FencedLeaderEpoch,
@@ -32,13 +34,17 @@ from raystream.errors import (
     Unavailable,
     UnknownLeaderEpoch,
 )
+from raystream.storage.aborted import Aborted, overlapping
 from raystream.storage.files import Files
 from raystream.storage.log import Log
+from raystream.storage.producer_state import ProducerState
 from raystream.storage.scrubbing import Damage, before_damage, remembered
 
 logger = logging.getLogger("raystream.partition")
 
 _LOOKS: Final = 3
+FEW_ABORTED: Final = 32
+"""So many are named without a look at where the spans end."""
 
 
 class Replica:
@@ -59,6 +65,7 @@ class Replica:
         self.clock = clock
         self.config = build(TopicConfig, spec.config)
         self.high_watermark = 0
+        self.last_stable_offset = 0
         self.log: Log
         self.damage: tuple[Damage, ...] = ()
         """What is known to be bad in the log and is not repaired; the scrubber's to set."""
@@ -124,6 +131,7 @@ class Replica:
     def _begin_role(self) -> None:
         self.role = Leading(self, self._outbox) if self.spec.leader == self.spec.broker_id else Following(self)
         self.role.commit()
+        self.last_stable_offset = max(self.last_stable_offset, self._stable_below(self.high_watermark))
 
     # Roles ----------------------------------------------------------------------------------------------------------
 
@@ -153,9 +161,14 @@ class Replica:
         if high_watermark <= self.high_watermark:
             return
         self.log.advance_high_watermark(high_watermark)
+        stable = max(self.last_stable_offset, self._stable_below(high_watermark))
         with self._published:
             self.high_watermark = high_watermark
+            self.last_stable_offset = stable
             self._published.notify_all()
+
+    def _stable_below(self, high_watermark: int) -> int:
+        return self.log.producers.last_stable_offset(high_watermark, self.log.start_offset)
 
     def note(self, what: str, error: Exception | None) -> None:
         """Something did not work that will be tried again."""
@@ -179,7 +192,8 @@ class Replica:
             raise InvalidRecord("the batch was encoded for another topic or partition")
         if rows != header.last_offset_delta + 1 or header.message_bytes != len(message):
             raise InvalidRecord(f"the batch holds {rows} rows and its header counts {header.last_offset_delta + 1}")
-        if header.attributes & ~(b.ATTR_APPEND_TIME):
+        transactional = b.ATTR_TRANSACTIONAL if header.producer_id != b.NO_PRODUCER_ID else 0
+        if header.attributes & ~(b.ATTR_APPEND_TIME | transactional):
             raise InvalidRecord(f"a producer may not set the batch attributes {header.attributes:#x}")
         newest = len(self.spec.schemas)
         if header.schema_id != newest:
@@ -197,8 +211,28 @@ class Replica:
             )
         return Append(self, message, header, request.age_ms, request.acks, request.expected_offset)
 
+    def marker(self, request: m.WriteMarkerRequest) -> Append:
+        """The control batch that a coordinator asks for, as an append."""
+        self._check_epoch(request.leader_epoch)
+        schemas = self.log.heads.schemas
+        message = b.encode_marker(
+            schemas[-1],
+            topic_id=self.spec.topic_id,
+            partition=self.spec.partition,
+            schema_id=len(schemas),
+            producer_id=request.producer_id,
+            producer_epoch=request.producer_epoch,
+            commit=request.commit,
+            now_ms=self.clock.now_ms(),
+        )
+        return Append(self, message, b.parse(message), 0)
+
     def check_replicated(self, request: m.ReplicateRequest, payload: Any) -> Replicated:
-        """A leader's batches, taken apart; every CRC is checked before any of them is written."""
+        """A leader's batches, taken apart; every CRC is checked before any of them is written. With the order to begin
+        anew come the producers instead."""
+        if isinstance(request.request, Truncate):
+            data = bytes(payload)
+            return Replicated(self, request, (), ProducerState.from_bytes(data, self.clock)[0] if data else None)
         batches = []
         for header, message in b.walk(memoryview(payload).cast("B")):
             b.check_header_crc(message, header)
@@ -209,12 +243,14 @@ class Replica:
     # Reading --------------------------------------------------------------------------------------------------------
 
     def fetch(self, request: m.FetchRequest, max_parked: int) -> m.FetchReply:
-        """Batches from the offset asked for, below the high watermark; waits for the first where it may."""
+        """Batches from the offset asked for, below the high watermark, or the last stable offset; waits for the first
+        where it may."""
         self._check_epoch(request.leader_epoch)
         self._check_reads(request.follower)
-        if request.offset == self.high_watermark and request.max_wait_ms > 0:
+        if self._readable_below(request) <= request.offset <= self.high_watermark and request.max_wait_ms > 0:
             self._await_records(request, max_parked)
-        high_watermark = self.high_watermark
+        stable, high_watermark = self.last_stable_offset, self.high_watermark
+        aborted = self.log.producers.aborted.entries  # before the look-up: a deletion takes them with their records
         start = self.log.start_offset
         if not start <= request.offset <= high_watermark:
             if request.offset > high_watermark and isinstance(self.role, Following):
@@ -225,16 +261,18 @@ class Replica:
                 log_start_offset=start,
                 high_watermark=high_watermark,
             )
-        end = high_watermark if request.end_offset is None else min(high_watermark, request.end_offset)
+        end = stable if request.committed else high_watermark
+        end = end if request.end_offset is None else min(end, request.end_offset)
         spans, chunks = self._found(request, end) if request.offset < end else ((), ())
         return m.FetchReply(
             spans=spans if request.mapped else (),
             chunks=chunks,
             schema_ids=() if request.mapped else tuple(span.schema_id for span in spans),
             high_watermark=high_watermark,
-            last_stable_offset=high_watermark,
+            last_stable_offset=stable,
             log_start_offset=start,
             leader_epoch=self.spec.leader_epoch,
+            aborted=tuple((*entry,) for entry in self._aborted(aborted, request, spans, end)),
         )
 
     def _found(self, request: m.FetchRequest, end: int) -> tuple[tuple[m.Span, ...], tuple[bytes, ...]]:
@@ -250,6 +288,19 @@ class Replica:
                 if again + 1 == _LOOKS or request.offset < self.log.start_offset:
                     raise
         return spans, ()
+
+    def _readable_below(self, request: m.FetchRequest) -> int:
+        return self.last_stable_offset if request.committed else self.high_watermark
+
+    def _aborted(
+        self, known: tuple[Aborted, ...], request: m.FetchRequest, spans: tuple[m.Span, ...], end: int
+    ) -> tuple[Aborted, ...]:
+        """The aborted transactions that a reader of the spans has to know."""
+        found = overlapping(known, request.offset, end) if request.committed and spans else ()
+        if len(found) > FEW_ABORTED:
+            with contextlib.suppress(StopIteration, FileNotFoundError, CorruptLog):  # deleted, or bad, meanwhile
+                found = overlapping(found, request.offset, min(end, self.log.bounds_of(spans[-1])[1]))
+        return found
 
     def _healthy(self, spans: tuple[m.Span, ...]) -> tuple[m.Span, ...]:
         if not self.damage:
@@ -273,23 +324,24 @@ class Replica:
             self._parked += 1
             try:
                 self._published.wait_for(
-                    lambda: self.high_watermark > request.offset, timeout=request.max_wait_ms / 1000
+                    lambda: self._readable_below(request) > request.offset, timeout=request.max_wait_ms / 1000
                 )
             finally:
                 self._parked -= 1
 
     def list_offset(self, request: m.ListOffsetsRequest) -> m.OffsetReply:
-        """The offset for a timestamp; the high watermark when every record is older."""
+        """The offset for a timestamp; the end of what is read when every record is older."""
         self._check_epoch(request.leader_epoch)
         self._check_reads(follower=False)
         epoch = self.spec.leader_epoch
         if request.timestamp_ms == m.EARLIEST_TIMESTAMP:
             return m.OffsetReply(offset=self.log.start_offset, leader_epoch=epoch, compacted=self.log.compacted)
+        end = self.last_stable_offset if request.committed else self.high_watermark
         if request.timestamp_ms == m.LATEST_TIMESTAMP:
-            return m.OffsetReply(offset=self.high_watermark, leader_epoch=epoch)
-        found = self.log.offset_for_timestamp(request.timestamp_ms, end_offset=self.high_watermark)
+            return m.OffsetReply(offset=end, leader_epoch=epoch)
+        found = self.log.offset_for_timestamp(request.timestamp_ms, end_offset=end)
         if found is None:
-            return m.OffsetReply(offset=self.high_watermark, leader_epoch=epoch)
+            return m.OffsetReply(offset=end, leader_epoch=epoch)
         return m.OffsetReply(offset=found[0], timestamp_ms=found[1], leader_epoch=epoch)
 
     def delete_before(self, before_offset: int) -> m.OffsetReply:

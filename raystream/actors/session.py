@@ -326,3 +326,13 @@ def stop_raystream(namespace: str) -> None:
         pass
     except Exception as error:
         raise translated(error, STOP_TIMEOUT_MS) from error
+
+
+def show_notices() -> None:
+    """One line at a time on stderr for what a user should know, unless the program set logging up itself."""
+    if not logger.handlers and not logging.getLogger().handlers and logger.level == logging.NOTSET:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("raystream: %(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False

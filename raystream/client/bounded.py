@@ -33,6 +33,8 @@ class Range:
     partition: TopicPartition
     start: int
     end: int
+    committed: bool = False
+    """Whether records of transactions that are open or aborted are left out."""
 
     def __len__(self) -> int:
         return max(self.end - self.start, 0)
@@ -71,7 +73,7 @@ async def fetch_range(routing: Routing, wanted: Range, *, mmap: bool, whole: boo
             yield runs
             if reply.throttle_ms and offset < wanted.end:
                 await asyncio.sleep(reply.throttle_ms / 1000)
-        elif reply.high_watermark >= wanted.end:
+        elif (reply.last_stable_offset if wanted.committed else reply.high_watermark) >= wanted.end:
             return  # nothing is left up to the end: compaction took it
         elif clock.monotonic_ms() > deadline:
             raise RequestTimeout(
@@ -96,6 +98,7 @@ async def _ask(routing: Routing, wanted: Range, offset: int, *, mapped: bool, wh
             end_offset=wanted.end,
             mapped=maps,
             follower=leader.follower,
+            committed=wanted.committed,
         )
         return await leader.port.fetch(request, timeout_ms=left_ms)
 
@@ -111,7 +114,14 @@ async def _runs(routing: Routing, wanted: Range, offset: int, reply: m.FetchRepl
         if offset >= wanted.end:
             break
         schema = await schema_of(routing, wanted.partition.topic, schema_id)
-        run = batches_from(data, schema, offset, end_offset=wanted.end, high_watermark=reply.high_watermark)
+        run = batches_from(
+            data,
+            schema,
+            offset,
+            end_offset=wanted.end,
+            high_watermark=reply.high_watermark,
+            aborted=reply.aborted,
+        )
         if run is not None:
             offset = run.next_offset
             runs.append(run)

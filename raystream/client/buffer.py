@@ -377,12 +377,13 @@ class Buffer:
             if slot is not None and slot.processed <= batch.offsets.stop <= self.position(slot):
                 slot.processed = batch.offsets.stop
 
-    def acknowledge(self) -> dict[TopicPartition, int]:
-        """Everything handed out so far counts as processed; the positions to commit."""
+    def acknowledge(self, *, revoking: bool = False) -> dict[TopicPartition, int]:
+        """Everything handed out so far counts as processed; the positions to commit, with `revoking` also those of
+        partitions that are on their way out."""
         with self._ready:
             for slot in self._slots.values():
                 slot.processed = max(slot.processed, self.position(slot))
-            return {p: slot.processed for p, slot in self._slots.items() if not slot.revoking}
+            return {p: slot.processed for p, slot in self._slots.items() if revoking or not slot.revoking}
 
     # Waiting --------------------------------------------------------------------------------------------------------
 

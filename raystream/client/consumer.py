@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mappin
 from types import TracebackType
 from typing import Any, Final, Literal, NoReturn, Self, TypeVar
 
+from raystream import messages as m
 from raystream.client.assigned import Assigned
 from raystream.client.buffer import Buffer
 from raystream.client.committing import Committing
@@ -258,6 +259,30 @@ class Consumer:
             return self._buffer.acknowledge()
         self._buffer.acknowledge_batch(batch)  # the automatic commits go on from there
         return {batch.topic_partition: batch.offsets.stop}
+
+    def offsets_for_transaction(self, batch: Batch | None = None) -> m.CommitRequest:
+        """Positions as `producer.commit_offsets` sends them: of everything handed out so far, or to the end of `batch`.
+
+        Raises InvalidArgument for a consumer without a group or with automatic commits, FencedMember.
+        """
+        self._check_open()
+        if self._config.auto_commit:
+            raise InvalidArgument("positions that move with transactions need a consumer with auto_commit=False")
+        if batch is None:
+            offsets = self._buffer.acknowledge(revoking=True)
+        else:
+            offsets = {batch.topic_partition: batch.offsets.stop}
+            self._buffer.acknowledge_batch(batch)
+        return self._call(self._session.offsets_for_transaction(offsets))
+
+    def committed_elsewhere(self, request: m.CommitRequest) -> None:
+        """A transaction has moved these positions."""
+        self._call(self._session.committed_elsewhere(request))
+
+    def rewind(self) -> None:
+        """Goes back to the group's committed positions: what was handed out since comes again, as after an abort."""
+        self._check_open()
+        self._call(self._session.rewind())
 
     def commit_processed(self) -> None:
         """Commits what counts as processed, everything before what is in hand, where commits are automatic."""

@@ -11,7 +11,7 @@ import mmap
 import os
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -36,7 +36,7 @@ class SpanUnreadable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """Whole batches of one schema, in offset order, with their bytes; batches without rows are left out.
+    """Whole batches of one schema, in offset order, with their bytes; those without rows and the aborted are left out.
 
     `next_offset` is where the next fetch goes on; rows below `first_offset` and from `end_offset` on were not asked
     for.
@@ -135,14 +135,24 @@ def _mapped(fd: int, span: m.Span) -> memoryview:
 
 
 def batches_from(
-    data: Bytes, schema: pa.Schema, offset: int, *, end_offset: int | None = None, high_watermark: int = -1
+    data: Bytes,
+    schema: pa.Schema,
+    offset: int,
+    *,
+    end_offset: int | None = None,
+    high_watermark: int = -1,
+    aborted: Sequence[tuple[int, int, int]] = (),
 ) -> Fetched | None:
-    """Reads the headers of a run of batches; None where every one lies below `offset`.
+    """Reads the headers of a run of batches; None where every one lies below `offset`. Those of transactions that were
+    aborted, (producer id, first offset, last offset) each, are left out.
 
     Raises CorruptBatch where the bytes are no run of batches that go on from `offset`.
     """
     entries = []
     next_offset = offset
+    ranges: dict[int, list[tuple[int, int]]] = {}
+    for producer_id, first, last in aborted:
+        ranges.setdefault(producer_id, []).append((first, last))
     for header, message in walk(data):
         if header.base_offset < 0 or header.last_offset_delta < 0:
             raise CorruptBatch(f"a batch states base offset {header.base_offset} and delta {header.last_offset_delta}")
@@ -151,7 +161,11 @@ def batches_from(
         if header.base_offset < next_offset and next_offset != offset:
             raise CorruptBatch(f"the batch at offset {header.base_offset} stands behind offset {next_offset}")
         next_offset = header.next_offset
-        if not header.is_control and not (header.is_explicit and row_count(message, header) == 0):
+        taken_back = header.is_transactional and any(
+            first <= header.base_offset <= last for first, last in ranges.get(header.producer_id, ())
+        )
+        empty = header.is_control or (header.is_explicit and row_count(message, header) == 0)
+        if not empty and not taken_back:
             entries.append((header, message))
     if next_offset == offset:
         return None

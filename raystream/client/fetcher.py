@@ -152,6 +152,7 @@ class Fetcher:
                 mapped=mapped,
                 follower=leader.follower,
                 client_id=self._client_id,
+                committed=self._config.committed,
             )
             return await leader.port.fetch(request, timeout_ms=min(left_ms, wait_ms + self._config.request_timeout_ms))
 
@@ -162,7 +163,7 @@ class Fetcher:
         )
         if slot.generation != generation:
             return
-        slot.high_watermark = reply.high_watermark
+        slot.high_watermark = reply.last_stable_offset if self._config.committed else reply.high_watermark
         got = await self._take_in(slot, generation, reply, mapped)
         if reply.throttle_ms:
             await asyncio.sleep(reply.throttle_ms / 1000)
@@ -201,7 +202,7 @@ class Fetcher:
         offset = slot.fetch_offset
         for schema_id, data in pieces(reply):
             schema = await self._schema(slot, schema_id)
-            run = batches_from(data, schema, offset, high_watermark=reply.high_watermark)
+            run = batches_from(data, schema, offset, high_watermark=slot.high_watermark, aborted=reply.aborted)
             if run is not None:
                 offset = run.next_offset
                 runs.append(run)

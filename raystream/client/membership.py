@@ -92,6 +92,8 @@ class Membership:
         self._opening: dict[TopicPartition, asyncio.Task[None]] = {}
         self._closing: dict[TopicPartition, asyncio.Task[None]] = {}
         self._retained: dict[TopicPartition, Assigned] = {}
+        self._left_open: set[TopicPartition] = set()
+        """Lost or given back with records handed out and not committed: no transaction with what was made of them."""
         self._kick = asyncio.Event()
         self._idle_since: float | None = None
         self._noticed = False
@@ -242,6 +244,8 @@ class Membership:
         self._kick.set()
 
     def _forget(self, slot: Assigned) -> None:
+        if self._buffer.processed(slot) != (slot.begin if slot.committed is None else slot.committed):
+            self._left_open.add(slot.partition)
         self._buffer.remove(slot)
         self._owned.pop(slot.partition, None)
         self._closing.pop(slot.partition, None)
@@ -252,6 +256,7 @@ class Membership:
         for task in {*self._opening.values(), *self._closing.values()}:
             task.cancel()
         self._opening.clear()
+        self._left_open.update(self._owned)
         for slot in list(self._owned.values()):
             self._buffer.revoke(slot)
             self._holder.drop(slot)
@@ -319,6 +324,31 @@ class Membership:
         for partition, offset in held.items():
             if partition in self._owned:
                 self._buffer.committed(self._owned[partition], offset, number)
+
+    def commit_request(self, offsets: Mapping[TopicPartition, int]) -> m.CommitRequest:
+        """A commit in this member's name, which somebody else sends. Raises FencedMember for what it does not hold."""
+        lost = [partition for partition in offsets if partition not in self._owned] + sorted(self._left_open)
+        self._left_open.clear()
+        if lost or self.epoch == JOIN_EPOCH:
+            raise FencedMember(f"group {self.group!r} has given {lost[0] if lost else 'these'} to another member")
+        return m.CommitRequest(
+            group=self.group,
+            member_id=self.member_id,
+            member_epoch=self.epoch,
+            offsets=tuple(m.CommittedOffset(p.topic, p.partition, offset) for p, offset in offsets.items()),
+        )
+
+    def note_committed(self, request: m.CommitRequest) -> None:
+        """Such a commit went through."""
+        number = next(self._sequence)
+        for position in request.offsets:
+            slot = self._owned.get(TopicPartition(position.topic, position.partition))
+            if slot is not None:
+                self._buffer.committed(slot, position.offset, number)
+
+    def forget_left_open(self) -> None:
+        """What was handed out and not committed has been taken back."""
+        self._left_open.clear()
 
     async def leave(self, *, told: bool | None = None) -> None:
         """Tells the coordinator at once, so that the others need not wait for the session to run out. A static member

@@ -28,6 +28,10 @@ _FULL_BYTES: Final = MIB
 _MAX_EPOCH: Final = 2**15 - 1
 
 
+class TakenBack(Exception):
+    """The batch leaves the flight and waits again."""
+
+
 class Batch:
     """Pieces that travel as one encoded batch."""
 
@@ -235,6 +239,18 @@ class Pipeline:
             self.epoch = 0
             if self.producer_id != b.NO_PRODUCER_ID:
                 self.producer_id = None
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """Topic id and partition."""
+        return self.sink.topic_id, self.partition
+
+    def begin(self, producer_id: int, epoch: int) -> None:
+        """Numbers what comes anew; nothing is in flight."""
+        assert not self.in_flight
+        self.producer_id, self.epoch, self.sequence = producer_id, epoch, 0
+        self.draining = self.gap_unknown = self.fenced = False
+        self.taken_back = []
 
     def take_all(self) -> list[Piece]:
         """Everything that waits, for failing it."""

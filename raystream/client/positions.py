@@ -109,11 +109,13 @@ async def resolve(
     partitions: Iterable[TopicPartition],
     *,
     unnamed: str = EARLIEST,
+    committed: bool = False,
     timeout_ms: float = CALL_TIMEOUT_MS,
 ) -> Offsets:
     """The offset of `place` in each of `partitions`, asked for at once from all leaders.
 
-    An instant after the last record is the end. Partitions that a mapping leaves out get the place `unnamed`.
+    An instant after the last record is the end, which is the last stable offset where only what is `committed` is read.
+    Partitions that a mapping leaves out get the place `unnamed`.
     Raises PartitionNotFound for a mapping that names a partition its topic lacks.
     """
     wanted = list(partitions)
@@ -126,10 +128,10 @@ async def resolve(
 
     async def one(partition: TopicPartition) -> int:
         if place.offsets is None:
-            return await _ask(routing, partition, _timestamp(place), timeout_ms)
+            return await _ask(routing, partition, _timestamp(place), committed, timeout_ms)
         if partition in named:
             return named[partition]
-        return await _ask(routing, partition, _timestamp(Place(word=unnamed)), timeout_ms)
+        return await _ask(routing, partition, _timestamp(Place(word=unnamed)), committed, timeout_ms)
 
     return dict(zip(wanted, await asyncio.gather(*map(one, wanted)), strict=True))
 
@@ -143,25 +145,30 @@ def _timestamp(place: Place) -> int:
 async def compacted(routing: Routing, partitions: Iterable[TopicPartition]) -> set[TopicPartition]:
     """The partitions that may hold less records than offsets."""
     wanted = list(partitions)
-    asked = [_offset(routing, partition, m.EARLIEST_TIMESTAMP, CALL_TIMEOUT_MS) for partition in wanted]
+    asked = [_offset(routing, partition, m.EARLIEST_TIMESTAMP, False, CALL_TIMEOUT_MS) for partition in wanted]
     replies = await asyncio.gather(*asked)
     return {partition for partition, reply in zip(wanted, replies, strict=True) if reply.compacted}
 
 
-async def _ask(routing: Routing, partition: TopicPartition, timestamp_ms: int, timeout_ms: float) -> int:
-    reply = await _offset(routing, partition, timestamp_ms, timeout_ms)
+async def _ask(
+    routing: Routing, partition: TopicPartition, timestamp_ms: int, committed: bool, timeout_ms: float
+) -> int:
+    reply = await _offset(routing, partition, timestamp_ms, committed, timeout_ms)
     if reply.offset < 0:  # nothing at or after that instant
-        return await _ask(routing, partition, m.LATEST_TIMESTAMP, timeout_ms)
+        return await _ask(routing, partition, m.LATEST_TIMESTAMP, committed, timeout_ms)
     return reply.offset
 
 
-async def _offset(routing: Routing, partition: TopicPartition, timestamp_ms: int, timeout_ms: float) -> m.OffsetReply:
+async def _offset(
+    routing: Routing, partition: TopicPartition, timestamp_ms: int, committed: bool, timeout_ms: float
+) -> m.OffsetReply:
     async def call(leader: Leader, left_ms: float) -> m.OffsetReply:
         request = m.ListOffsetsRequest(
             topic_id=leader.topic_id,
             partition=partition.partition,
             timestamp_ms=timestamp_ms,
             leader_epoch=leader.epoch,
+            committed=committed,
         )
         return await leader.port.list_offsets(request, timeout_ms=left_ms)
 

@@ -30,6 +30,7 @@ from raystream.client.sent import Chunk, Extras, Piece, Sent, SentMany
 from raystream.client.sent_frame import Frame, SentFrame
 from raystream.client.serde import Serializer
 from raystream.client.stats import ProducerStats
+from raystream.client.without_transactions import WithoutTransactions
 from raystream.clock import SystemClock
 from raystream.config import ProducerConfig
 from raystream.errors import (
@@ -54,7 +55,7 @@ _open: weakref.WeakSet[Producer] = weakref.WeakSet()
 _kept: set[Producer] = set()
 
 
-class Producer:
+class Producer(WithoutTransactions):
     """Sends records and frames. Made by `cluster.producer(…)`; thread-safe; a context manager.
 
     Every record is acknowledged once, in the order of its `send`s per partition, or fails with a typed error within
@@ -84,7 +85,7 @@ class Producer:
         self._key_serializer = key_serializer
         self._value_serializer = value_serializer
         self._ledger = Ledger(config.max_buffered_bytes, config.max_block_ms, self.stats)
-        self._sender = Sender(routing, config, self._ledger, self.stats, partitioner, client_id)
+        self._sender = self._new_sender(partitioner)
         self._partitioner = partitioner
         self._accumulator = Accumulator(
             routing.clock, self._ledger, loop.is_current, self._chunk_opened, self._chunk_sealed
@@ -103,6 +104,9 @@ class Producer:
         _kept.add(self)
         atexit.unregister(_deliver_at_exit)
         atexit.register(_deliver_at_exit)  # after Ray's own, so that it runs before Ray shuts down
+
+    def _new_sender(self, partitioner: Partitioner | None) -> Sender:
+        return Sender(self._routing, self._config, self._ledger, self.stats, partitioner, self.client_id)
 
     # Sending --------------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
+from dataclasses import replace
 from html import escape
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -42,6 +43,9 @@ class View:
     partitions by timestamp. On the leader's own node the columns point into the log's files, without a copy, unless
     `mmap=False`. Every batch's CRC is checked unless `check_crcs=False`; a wrong one raises CorruptBatch.
 
+    What is read is what is committed (`isolation="read_uncommitted"`: everything), up to the first transaction that is
+    open when the view is made.
+
     `columns` projects. `filter` is a pyarrow compute expression or a polars expression over the topic's columns (and
     `_partition, _offset, _timestamp` on a typed topic), applied to what was read.
     """
@@ -60,7 +64,11 @@ class View:
         check_crcs: bool = True,
         mmap: bool = True,
         progress: Progress | None = None,
+        isolation: Literal["read_committed", "read_uncommitted"] = "read_committed",
     ) -> None:
+        if isolation not in ("read_committed", "read_uncommitted"):
+            raise InvalidArgument(f"isolation={isolation!r} is neither 'read_committed' nor 'read_uncommitted'")
+        self._committed = isolation == "read_committed"
         if order not in ("partition", "time"):
             raise InvalidArgument(f"order={order!r} is neither 'partition' nor 'time'")
         self._routing = routing
@@ -88,9 +96,9 @@ class View:
         partitions = await partitions_of(self._routing, self.topic)
         earliest, latest, begins, ends = await asyncio.gather(
             resolve(self._routing, Place(word=EARLIEST), partitions),
-            resolve(self._routing, Place(word=LATEST), partitions),
-            resolve(self._routing, start, partitions, unnamed=EARLIEST),
-            resolve(self._routing, end, partitions, unnamed=LATEST),
+            resolve(self._routing, Place(word=LATEST), partitions, committed=self._committed),
+            resolve(self._routing, start, partitions, unnamed=EARLIEST, committed=self._committed),
+            resolve(self._routing, end, partitions, unnamed=LATEST, committed=self._committed),
         )
         for p in partitions:
             if begins[p] < earliest[p]:
@@ -99,7 +107,7 @@ class View:
                     "start='earliest' reads what is there"
                 )
             stop = min(ends[p], latest[p])
-            self._ranges.append(Range(p, min(begins[p], stop), stop))
+            self._ranges.append(Range(p, min(begins[p], stop), stop, self._committed))
 
     def _metadata_fields(self) -> tuple[pa.Field, ...]:
         return METADATA_FIELDS if self._shape.typed else ()
@@ -125,7 +133,7 @@ class View:
 
     def count(self) -> int:
         """The number of rows. Read from the bounds alone, except with a filter, and where compaction has taken rows
-        out: there from the batches' headers."""
+        out or transactions have ended: there from the batches' headers."""
         if self._filter is None:
             gaps = self._loop.run(compacted(self._routing, [wanted.partition for wanted in self._ranges]))
             return sum(self._count(wanted) if wanted.partition in gaps else len(wanted) for wanted in self._ranges)
@@ -360,5 +368,5 @@ def _narrowed(ranges: list[Range], n: int, *, first: bool) -> list[Range]:
         rows = min(len(wanted), left)
         left -= rows
         start = wanted.start if first else wanted.end - rows
-        kept.append(Range(TopicPartition(*wanted.partition), start, start + rows))
+        kept.append(replace(wanted, start=start, end=start + rows))
     return kept if first else kept[::-1]

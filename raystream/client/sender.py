@@ -19,7 +19,7 @@ from raystream.client.accumulator import Accumulator, Sink
 from raystream.client.cutting import cut_chunk
 from raystream.client.ledger import Ledger
 from raystream.client.partitioner import Partitioner
-from raystream.client.pipeline import Batch, Pipeline, encodes_long
+from raystream.client.pipeline import Batch, Pipeline, TakenBack, encodes_long
 from raystream.client.routing import REPLICATED_TIMEOUT_MS, Leader, Routing
 from raystream.client.sent import Chunk, Piece
 from raystream.client.stats import ProducerStats
@@ -48,10 +48,6 @@ _UNANSWERED: Final = (ActorLost, RequestTimeout, StorageError, Closed)
 """After these a batch may be in the log; sending it again is safe because it keeps its sequence."""
 
 
-class _TakenBack(Exception):
-    """The batch leaves the flight and waits again."""
-
-
 class Sender:
     """One producer's work on the loop."""
 
@@ -75,6 +71,9 @@ class Sender:
         self._overdue: set[Sink] = set()
         self._turn = 0
         self._producer_id: int | None = b.NO_PRODUCER_ID if config.acks == 0 else None
+        self._attributes = 0
+        self.failure: RaystreamError | None = None
+        """Why what is on its way is given up."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._identifying = False
         self._refreshing: set[str] = set()
@@ -222,14 +221,20 @@ class Sender:
 
     def _pump(self, pipeline: Pipeline) -> None:
         while pipeline.may_send():
-            if pipeline.producer_id is None:
-                if self._producer_id is None:
-                    self._identify()
-                    return
-                pipeline.producer_id = self._producer_id
+            if not self._may_number(pipeline):
+                return
             pieces = self._unexpired(pipeline.next_pieces())
             if pieces:
                 self._spawn(self._deliver(pipeline, pipeline.next_batch(pieces)))
+
+    def _may_number(self, pipeline: Pipeline) -> bool:
+        """Whether batches of the pipeline can be given producer id and sequence; asks for what is missing."""
+        if pipeline.producer_id is None:
+            if self._producer_id is None:
+                self._identify()
+                return False
+            pipeline.producer_id = self._producer_id
+        return True
 
     def _unexpired(self, pieces: list[Piece]) -> list[Piece]:
         now = self._clock.monotonic_ms()
@@ -303,11 +308,13 @@ class Sender:
                 await self._send_unacknowledged(pipeline, batch)
             else:
                 reply = await self._append(pipeline, batch)
-        except _TakenBack:
+        except TakenBack:
             batch.taken_back = True
             pipeline.draining = True
         except asyncio.CancelledError:
-            error = Closed("the connection to the cluster was closed; whether the record was written is unknown")
+            error = self.failure or Closed(
+                "the connection to the cluster was closed; whether the record was written is unknown"
+            )
             raise
         except Exception as failure:  # noqa: BLE001 - whatever it is, the records must hear of it
             error = failure
@@ -334,7 +341,8 @@ class Sender:
 
     async def _encode(self, pipeline: Pipeline, batch: Batch) -> None:
         sink = pipeline.sink
-        arguments = (sink.topic_id, pipeline.partition, sink.schema_id, sink.attributes, self._config.compression)
+        attributes = sink.attributes | self._attributes
+        arguments = (sink.topic_id, pipeline.partition, sink.schema_id, attributes, self._config.compression)
         if encodes_long(batch.nbytes):
             if self._encoders is None:
                 self._encoders = ThreadPoolExecutor(ENCODERS, thread_name_prefix="raystream-encode")
@@ -391,14 +399,14 @@ class Sender:
             if leader.epoch < pipeline.acknowledged_epoch:
                 raise NotLeader(f"the leader of epoch {leader.epoch} lacks what a later one has acknowledged") from None
             if (as_head or pipeline.draining) and pipeline.may_take_back(batch, sent_as_head=as_head):
-                raise _TakenBack from None
+                raise TakenBack from None
             raise
         except (UnknownProducer, FencedProducer) as error:
             pipeline.draining = True
             if isinstance(error, FencedProducer):
                 self._renew(pipeline)  # a higher epoch of our own would be the other's next
             if not batch.unknown:
-                raise _TakenBack from None
+                raise TakenBack from None
             raise
         except SchemaChanged as error:  # a topic has one schema in this release: encoding again would change nothing
             raise InvalidRecord(f"{error}: make another producer, which learns the new schema") from error

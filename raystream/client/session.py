@@ -13,6 +13,7 @@ from collections.abc import Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from raystream import messages as m
 from raystream.client.assigned import Assigned
 from raystream.client.buffer import Buffer, watched
 from raystream.client.columns import Shape
@@ -107,7 +108,7 @@ class Session:
         """Fixes where to start, and starts. Raises TopicNotFound, PartitionNotFound, RequestTimeout."""
         known = await self._partitions(strict=True)
         if self._start.place.word == LATEST:
-            self._start.ends = await resolve(self._routing, self._start.place, known)
+            self._start.ends = await self._latest(known)
         elif self._start.place.offsets is not None:
             await resolve(self._routing, self._start.place, ())
         if self.membership is not None:
@@ -119,6 +120,9 @@ class Session:
             return
         await self._take_alone(known)
         self._spawn(self._watch_topics())
+
+    async def _latest(self, partitions: Iterable[TopicPartition]) -> Offsets:
+        return await resolve(self._routing, Place(word=LATEST), partitions, committed=self._config.committed)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         self._tasks.append(watched(work, self._buffer))
@@ -195,7 +199,7 @@ class Session:
         if gone is None or place.offsets is None:
             return (await resolve(self._routing, place, [partition]))[partition]
         earliest = (await resolve(self._routing, Place(word=EARLIEST), [partition]))[partition]
-        latest = (await resolve(self._routing, Place(word=LATEST), [partition]))[partition]
+        latest = (await self._latest([partition]))[partition]
         return min(max(gone, earliest), latest)
 
     def assigned(self) -> dict[TopicPartition, Assigned]:
@@ -270,6 +274,26 @@ class Session:
                 raise OffsetOutOfRange(f"{p} ends at offset {end:,}: {named[p]:,} cannot be committed")
         await self.commit(named)
 
+    async def offsets_for_transaction(self, offsets: Mapping[TopicPartition, int]) -> m.CommitRequest:
+        """A commit as a transaction takes it along. Raises InvalidArgument, FencedMember."""
+        if self.membership is None:
+            raise InvalidArgument("a consumer without a group commits nothing: give it group='…'")
+        return self.membership.commit_request(offsets)
+
+    async def committed_elsewhere(self, request: m.CommitRequest) -> None:
+        if self.membership is not None:
+            self.membership.note_committed(request)
+
+    async def rewind(self) -> None:
+        """All positions go back to what is committed, or to where the partition was begun with."""
+        if self.membership is None:
+            raise InvalidArgument("a consumer without a group has no committed positions to go back to")
+        committed = await self.membership.committed()
+        self.membership.forget_left_open()
+        for partition, slot in self.membership.owned.items():
+            self._buffer.move(slot, committed.get(partition, slot.begin))
+            self._fetcher.restart(slot)
+
     async def committed(self) -> Offsets:
         """The group's committed offsets in the partitions that are assigned here."""
         if self.membership is None:
@@ -280,7 +304,7 @@ class Session:
     async def lag(self) -> Rows[PartitionLag]:
         """How far each assigned partition's position is from its end now, and how much of that is lost."""
         slots = self.assigned()
-        ends = await resolve(self._routing, Place(word=LATEST), slots)
+        ends = await self._latest(slots)
         begins = await resolve(self._routing, Place(word=EARLIEST), slots)
         rows: Rows[PartitionLag] = Rows()
         for p, slot in sorted(slots.items()):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from argparse import ArgumentParser
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from raystream.commands import arguments, sinks
@@ -40,6 +40,12 @@ def add(commands: Any, options: ArgumentParser) -> None:
     parser.add_argument("--tail", type=arguments.count, metavar="N", help="only the last N records")
     parser.add_argument("--max", type=arguments.count, metavar="N", help="end after N records")
     parser.add_argument("--follow", action="store_true", help="go on with what comes, until Ctrl-C")
+    parser.add_argument(
+        "--isolation",
+        choices=("read_committed", "read_uncommitted"),
+        default="read_committed",
+        help="whether records of open and aborted transactions are left out; default: read_committed",
+    )
     parser.add_argument("--format", choices=sinks.FORMATS, help="default: by -o's name; table on a terminal, else json")
     parser.add_argument("-o", "--output", metavar="FILE", help="default: stdout")
     parser.set_defaults(run=run, usage_error=parser.error)
@@ -96,22 +102,22 @@ def _alone(shell: Shell, cluster: Cluster, topic: TopicDescription) -> Iterator[
     """What the topic holds now, by partition and offset, a part at a time; then what comes, with `--follow`."""
     args = shell.args
     if args.tail:
-        held = cluster.read(topic.name).ranges()
+        held = cluster.read(topic.name, isolation=args.isolation).ranges()
         tails = {partition: max(offsets.start, offsets.stop - args.tail) for partition, offsets in held.items()}
-        view = cluster.read(topic.name, start=tails, order="time")
+        view = cluster.read(topic.name, start=tails, order="time", isolation=args.isolation)
         rows = view.to_arrow()
         yield rows.slice(max(rows.num_rows - args.tail, 0))
     else:
-        view = cluster.read(topic.name, start=_start(shell))
+        view = cluster.read(topic.name, start=_start(shell), isolation=args.isolation)
         ranges = view.ranges()
         none = {partition: found.start for partition, found in ranges.items()}
         for partition, found in ranges.items():
             for first in range(found.start, found.stop, _PART_RECORDS):
                 end = min(first + _PART_RECORDS, found.stop)
-                part = cluster.read(topic.name, start=none | {partition: first}, end=none | {partition: end})
-                yield part.to_arrow()
+                begins, ends = none | {partition: first}, none | {partition: end}
+                yield cluster.read(topic.name, start=begins, end=ends, isolation=args.isolation).to_arrow()
     if args.follow:
-        with cluster.consumer(topic.name, group=None, start=view.offsets()) as consumer:
+        with cluster.consumer(topic.name, None, view.offsets(), isolation=args.isolation) as consumer:
             for batch in consumer.batches():
                 yield batch.to_arrow()
 
@@ -119,9 +125,10 @@ def _alone(shell: Shell, cluster: Cluster, topic: TopicDescription) -> Iterator[
 def _of_member(shell: Shell, cluster: Cluster, topic: TopicDescription) -> Iterator[pa.Table]:
     """What the group has not read yet. A table counts as processed once the next is asked for, or at the end."""
     args = shell.args
-    with cluster.consumer(topic.name, group=args.group, start=_start(shell)) as consumer:
+    ends = cluster.read(topic.name, isolation=args.isolation).offsets()
+    with cluster.consumer(topic.name, args.group, _start(shell), isolation=args.isolation) as consumer:
         left = args.max
-        for batch in _batches(shell, consumer, topic, cluster.read(topic.name).offsets()):
+        for batch in _batches(shell, consumer, topic, ends):
             rows = batch.to_arrow()
             if left is not None and rows.num_rows >= left:
                 yield rows.slice(0, left)
@@ -133,7 +140,7 @@ def _of_member(shell: Shell, cluster: Cluster, topic: TopicDescription) -> Itera
             yield rows
 
 
-def _batches(shell: Shell, consumer: Consumer, topic: TopicDescription, ends: dict[int, int]) -> Iterator[Batch]:
+def _batches(shell: Shell, consumer: Consumer, topic: TopicDescription, ends: Mapping[int, int]) -> Iterator[Batch]:
     """Batches up to where the topic ended when the command began, or without end with `--follow`."""
     waited_from = time.monotonic()
     while True:

@@ -1,4 +1,4 @@
-"""The coordinator's whole state: groups with their offsets, share groups, producer ids; one log replays into it."""
+"""The coordinator's whole state: groups, share groups, producer ids, transactions; one log replays into it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from raystream.core.producer_ids import ProducerIds
 from raystream.core.records import Decision, Pair, Record, Removed, from_pair, identity, to_pair
 from raystream.core.share_groups import ShareGroups
 from raystream.core.share_records import ShareGroupRecord, SharePartitionRecord
+from raystream.core.transaction_records import TransactionRecord
+from raystream.core.transactions import Transactions
 from raystream.errors import InvalidArgument
 
 _SHARE_KINDS: Final = (ShareGroupRecord.KIND, SharePartitionRecord.KIND)
@@ -25,11 +27,23 @@ class Coordinator:
         self.groups = Groups()
         self.shares = ShareGroups()
         self._producer_ids = ProducerIds(coordinator)
+        self.transactions = Transactions(self._producer_ids.allocate)
 
     def init_producer(self, request: m.InitProducerRequest) -> Decision:
-        """A producer id that nobody else has or had."""
+        """A producer id that nobody else has or had, or that of a transactional id: see `Transactions.init`."""
+        if request.transactional_id is not None:
+            return self.transactions.init(request)
         producer_id, records = self._producer_ids.allocate()
         return Decision(records, m.InitProducerReply(producer_id=producer_id, producer_epoch=0))
+
+    def end_transaction(self, request: m.EndTransactionRequest) -> Decision:
+        """See `Transactions.end`. The positions that go with a commit are checked as any commit's and move in the same
+        step; where one may not move, nothing is decided, and its error is raised."""
+        decision = self.transactions.end(request)
+        if not (decision.records and request.commit):
+            return decision
+        moved = [record for commit in request.offsets for record in self.groups.commit(commit).records]
+        return Decision((*decision.records, *moved), decision.reply)
 
     def heartbeat(self, request: m.HeartbeatRequest, topics: Mapping[str, int], now_ms: float) -> Decision:
         if request.group in self.shares:
@@ -62,14 +76,15 @@ class Coordinator:
         return Decision(self.groups.know_topics(topic_ids).records + self.shares.know_topics(topic_ids).records)
 
     def expire(self, now_ms: float) -> Decision:
-        return Decision(self.groups.expire(now_ms).records + self.shares.expire(now_ms).records)
+        expired = (part.expire(now_ms).records for part in (self.groups, self.shares, self.transactions))
+        return Decision(tuple(record for records in expired for record in records))
 
     def expire_offsets(self, wall_ms: int) -> Decision:
         return self.groups.expire_offsets(wall_ms)
 
     def next_expiry_ms(self) -> float | None:
-        dues = [due for due in (self.groups.next_expiry_ms(), self.shares.next_expiry_ms()) if due is not None]
-        return min(dues, default=None)
+        parts = (self.groups, self.shares, self.transactions)
+        return min((due for part in parts if (due := part.next_expiry_ms()) is not None), default=None)
 
     def replay(self, record: Record | Removed, now_ms: float) -> None:
         """Applies one record."""
@@ -77,6 +92,10 @@ class Coordinator:
             self._producer_ids.replay(record)
         elif (record.kind if isinstance(record, Removed) else record.KIND) in _SHARE_KINDS:
             self.shares.replay(record)
+        elif isinstance(record, TransactionRecord) or (
+            isinstance(record, Removed) and record.kind == TransactionRecord.KIND
+        ):
+            self.transactions.replay(record, now_ms)
         else:
             self.groups.replay(record, now_ms)
 
@@ -87,6 +106,7 @@ class Coordinator:
     def snapshot(self) -> Iterator[Record | Removed]:
         """Records whose replay on an empty state gives this one; see `Groups.snapshot` on changes meanwhile."""
         yield from self._producer_ids.snapshot()
+        yield from self.transactions.snapshot()
         yield from self.groups.snapshot()
         yield from self.shares.snapshot()
 

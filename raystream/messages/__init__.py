@@ -91,6 +91,12 @@ from raystream.messages.shares import (
     SharePartitionInfo,
     ShareRange,
 )
+from raystream.messages.transactions import (
+    AddPartitionsRequest,
+    EndTransactionReply,
+    EndTransactionRequest,
+    WriteMarkerRequest,
+)
 
 __all__ = [
     "ACCEPT",
@@ -111,6 +117,7 @@ __all__ = [
     "RETURN",
     "STAY",
     "Acknowledgement",
+    "AddPartitionsRequest",
     "AlterIsrRequest",
     "AlterTopicRequest",
     "AppendReply",
@@ -130,6 +137,8 @@ __all__ = [
     "Done",
     "DrainBrokerRequest",
     "ElectLeadersRequest",
+    "EndTransactionReply",
+    "EndTransactionRequest",
     "EndpointReply",
     "FetchReply",
     "FetchRequest",
@@ -164,5 +173,6 @@ __all__ = [
     "ShareRange",
     "Span",
     "TopicMetadata",
+    "WriteMarkerRequest",
     "check_protocol",
 ]

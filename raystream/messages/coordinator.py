@@ -10,7 +10,12 @@ from raystream.messages.shares import SharePartitionInfo
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InitProducerRequest:
+    """Asks for a producer id; with a transactional id for that one's, and its next epoch. `instance` names the producer
+    that asks, so that a repeated call is told apart from a successor."""
+
     transactional_id: str | None = None
+    transaction_timeout_ms: int = 60_000
+    instance: str = ""
     protocol: int = PROTOCOL
 
 

@@ -57,6 +57,8 @@ class FetchRequest:
     """A following replica may answer too, up to the high watermark that it knows."""
     client_id: str = ""
     """Whose quota the bytes count against."""
+    committed: bool = False
+    """Only up to the last stable offset, with the aborted transactions in it named."""
     protocol: int = PROTOCOL
 
 
@@ -73,7 +75,10 @@ class Span:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FetchReply:
     """Either `spans` to map or `chunks` of batch bytes (one per schema run, `schema_ids` beside them), and the
-    partition's marks. The first batch may begin below the offset asked for: the reader drops those rows."""
+    partition's marks. The first batch may begin below the offset asked for: the reader drops those rows.
+
+    `aborted`, where only what is committed was asked for: (producer id, first offset, last offset) of transactions
+    whose batches in that range, of that producer, do not count."""
 
     spans: tuple[Span, ...] = ()
     chunks: tuple[bytes, ...] = ()
@@ -102,7 +107,8 @@ class EndpointReply:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicateRequest:
     """A leader to a follower: one of the requests of `core/replication.py`, and batches as they stand in the leader's
-    log beside it. Answered with one of the answers there."""
+    log beside it; beside the order to begin a log anew, the snapshot of its producers. Answered with one of the answers
+    there."""
 
     topic_id: str
     partition: int
@@ -119,6 +125,8 @@ class ListOffsetsRequest:
     partition: int
     timestamp_ms: int
     leader_epoch: int = NO_EPOCH
+    committed: bool = False
+    """The latest is the last stable offset, and nothing past it is found."""
     protocol: int = PROTOCOL
 
 

@@ -42,6 +42,8 @@ class Checkpoint:
     clean: bool = False
     cleaned_to: int = 0
     compacted: bool = False
+    aborted: int = -1
+    """Where the marker of the last aborted transaction up to there stands (-1: there is none in the log)."""
 
     def to_bytes(self) -> bytes:
         text = json.dumps(asdict(self), separators=(",", ":")).encode()

@@ -71,6 +71,7 @@ class Checkpointer:
         end = marks.end_offset
         producers.forget_expired()
         taken = self._save_producers(producers, end)
+        producers.aborted.save(self._files, self._directory)
         active = segments[-1] if segments else None
         for segment in segments:
             segment.save_index(durable=segment is not active)
@@ -87,6 +88,7 @@ class Checkpointer:
             clean=clean,
             cleaned_to=marks.cleaned_to,
             compacted=marks.compacted,
+            aborted=producers.aborted.last_offset,
         )
         self._files.write_atomically(f"{self._directory}/{CHECKPOINT_NAME}", point.to_bytes())
         self._written = marks

@@ -171,7 +171,7 @@ class Log(ReadableLog):
                 )
             expected, epoch = header.next_offset, header.leader_epoch
         self._room.take(sum(header.message_bytes for _, header in batches))
-        self.compacted = self.compacted or any(header.is_explicit for _, header in batches)
+        self.compacted = self.compacted or any(h.is_explicit or h.is_control for _, h in batches)
         self._append(batches, as_follower(batches), None)
         return self.end_offset
 
@@ -306,6 +306,7 @@ class Log(ReadableLog):
             return
         before, self.start_offset = self.start_offset, offset
         self.epochs.drop_before(offset)
+        self.producers.aborted.drop_before(offset)
         of = self._segments if everything else self._segments[:-1]
         gone = [s for s in of if s.tail.end_offset <= offset]
         try:
@@ -346,7 +347,7 @@ class Log(ReadableLog):
             self._shorten(kept, gone, end)
         return end
 
-    def begin_at(self, offset: int) -> None:
+    def begin_at(self, offset: int, producers: ProducerState | None = None) -> None:
         """Drops everything and goes on at `offset`: for a replica whose leader has deleted what would follow. All below
         counts as published. A crash half-way leaves an empty log. Raises as `truncate`."""
         self._refuse_if_failed()
@@ -357,6 +358,7 @@ class Log(ReadableLog):
             self._shorten((), self._segments, self.start_offset)
             self.start_offset = self.end_offset = self.flushed_end_offset = self.high_watermark = offset
             self.cleaned_to = offset
+            self.producers = producers or self.producers
             self.checkpoint()
 
     def _shorten(self, kept: tuple[Segment, ...], gone: tuple[Segment, ...], end: int) -> None:
@@ -367,7 +369,7 @@ class Log(ReadableLog):
         self._handle = self._files.open_append(kept[-1].path) if kept else None
         recovery = Recovery(self._files, self._directory, self._identity, self._clock)
         remembered = self.producers.up_to(end)  # which batches that were compacted do not tell
-        self.producers = recovery.producers_at(kept, end)
+        self.producers = recovery.producers_at(kept, end, self.producers.aborted)
         self.producers.update(remembered)
         self.epochs.cut(end)
         self._segments, self.end_offset = kept, end

@@ -1,22 +1,33 @@
 """Idempotence: what a partition remembers of each producer, so that a retry neither doubles nor reorders.
 
-Per producer id: the epoch, and the last five batches by sequence (as many as a producer may have in flight). The rules
-are Kafka's (KIP-98, KIP-360), but for one: sequence 0 of an unknown producer is fresh only with proof that the batch is
-younger than the memory, since an older one may be a retry of a batch whose producer was forgotten.
+Per producer id: the epoch, the last five batches by sequence (as many as a producer may have in flight), and where its
+open transaction begins. A marker ends that and raises the epoch, so that nothing of it is taken any more. The rules are
+Kafka's (KIP-98, KIP-360, KIP-890), but for one: sequence 0 of an unknown producer is fresh only with proof that the
+batch is younger than the memory, since an older one may be a retry of a batch whose producer was forgotten.
 """
 
 from __future__ import annotations
 
 import struct
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Final, NamedTuple
 
-from raystream.batch import NO_PRODUCER_ID, BatchHeader, advance_sequence
+from raystream.batch import ATTR_COMMIT, NO_PRODUCER_ID, BatchHeader, advance_sequence
 from raystream.checksum import crc32c
 from raystream.clock import Clock
 from raystream.config import DAY_MS
-from raystream.errors import CorruptBatch, FencedProducer, NewerFormat, OutOfOrderSequence, UnknownProducer
+from raystream.errors import (
+    CorruptBatch,
+    FencedProducer,
+    InvalidTransactionState,
+    NewerFormat,
+    OutOfOrderSequence,
+    UnknownProducer,
+)
+from raystream.storage.aborted import Aborted, AbortedTransactions
 
 EXPIRY_MS: Final = DAY_MS
 """A producer that appended nothing for so long is no longer known."""
@@ -25,11 +36,13 @@ _FORGOTTEN_AFTER_MS: Final = 7 * DAY_MS
 REMEMBERED_BATCHES: Final = 5
 
 _MAGIC: Final = b"RSPRODUC"
-_VERSION: Final = 1
+_VERSION: Final = 2
 _HEAD: Final = struct.Struct(">8sIqI")  # magic, version, offset, number of producers
-_PRODUCER: Final = struct.Struct(">qhH")  # producer id, epoch, number of batches
+_PRODUCER: Final = struct.Struct(">qhHqq")  # producer id, epoch, number of batches, open from, last append time
+_PRODUCER_1: Final = struct.Struct(">qhH")  # version 1
 _BATCH: Final = struct.Struct(">iiqq")  # base sequence, last sequence, base offset, append time
 _CRC: Final = struct.Struct(">I")
+_NOT_OPEN: Final = -1
 
 
 class Fresh(NamedTuple):
@@ -54,10 +67,7 @@ class _Batch(NamedTuple):
 class _Producer:
     epoch: int
     batches: tuple[_Batch, ...]
-
-    @property
-    def last_append_ms(self) -> int:
-        return self.batches[-1].append_time_ms
+    last_append_ms: int
 
 
 class ProducerState:
@@ -66,6 +76,13 @@ class ProducerState:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._producers: dict[int, _Producer] = {}
+        self._open: dict[int, int] = {}
+        """The first offset of each producer's open transaction, in order."""
+        self.aborted = AbortedTransactions()
+        self.settled_from = 0
+        """Below this it is not known of every transaction that has ended whether its marker is published."""
+        self._ended: deque[tuple[int, int]] = deque()
+        """First offset, and the marker's, of transactions whose marker was not published when last asked."""
 
     def __len__(self) -> int:
         return len(self._producers)
@@ -84,7 +101,7 @@ class ProducerState:
             return Fresh()
         known = self._producers.get(header.producer_id)
         young = age_ms < EXPIRY_MS // 2
-        if known is None or self._clock.now_ms() - known.last_append_ms > EXPIRY_MS:
+        if known is None or (header.producer_id not in self._open and self._expired(known)):
             return self._check_unknown(header, young=young, expired=known is not None)
         if header.producer_epoch < known.epoch:
             raise FencedProducer(
@@ -92,16 +109,31 @@ class ProducerState:
                 f"{known.epoch}, took over its id"
             )
         if header.producer_epoch > known.epoch:
+            if header.producer_id in self._open:
+                raise InvalidTransactionState(
+                    f"producer {header.producer_id} goes on with epoch {header.producer_epoch}; its transaction of "
+                    f"epoch {known.epoch} has not ended here"
+                )
             if header.base_sequence == 0 and young:
                 return Fresh()
             raise self._out_of_order(header, 0)
+        if header.producer_id in self._open and not header.is_transactional:
+            raise InvalidTransactionState(f"producer {header.producer_id} writes beside its open transaction")
         for batch in known.batches:
             if batch.base_sequence == header.base_sequence and batch.last_sequence == header.last_sequence:
                 return Duplicate(batch.base_offset, batch.append_time_ms)
-        expected = advance_sequence(known.batches[-1].last_sequence, 1)
+        expected = advance_sequence(known.batches[-1].last_sequence, 1) if known.batches else 0
         if header.base_sequence != expected:
             raise self._out_of_order(header, expected)
         return Fresh()
+
+    def marked(self, producer_id: int, epoch: int) -> bool:
+        """Whether a marker of that epoch stands in the log, or stood there before anything of a later epoch came."""
+        known = self._producers.get(producer_id)
+        return known is not None and known.epoch >= epoch
+
+    def _expired(self, known: _Producer) -> bool:
+        return self._clock.now_ms() - known.last_append_ms > EXPIRY_MS
 
     def _check_unknown(self, header: BatchHeader, *, young: bool, expired: bool) -> Fresh:
         if header.base_sequence == 0 and young:
@@ -124,12 +156,36 @@ class ProducerState:
         """Takes note of a batch that is in the log."""
         if header.producer_id == NO_PRODUCER_ID:
             return
+        if header.is_control:
+            self._record_marker(header, base_offset, append_time_ms)
+            return
         batch = _Batch(header.base_sequence, header.last_sequence, base_offset, append_time_ms)
         known = self._producers.get(header.producer_id)
         if known is None or known.epoch != header.producer_epoch:
-            self._producers[header.producer_id] = _Producer(header.producer_epoch, (batch,))
+            known = self._producers[header.producer_id] = _Producer(header.producer_epoch, (batch,), append_time_ms)
         else:
             known.batches = (*known.batches[1 - REMEMBERED_BATCHES :], batch)
+            known.last_append_ms = append_time_ms
+        if header.is_transactional:
+            self._open.setdefault(header.producer_id, base_offset)
+
+    def _record_marker(self, header: BatchHeader, base_offset: int, append_time_ms: int) -> None:
+        self._producers[header.producer_id] = _Producer(header.producer_epoch, (), append_time_ms)
+        first_offset = self._open.pop(header.producer_id, None)
+        if first_offset is None:
+            return
+        self._ended.append((first_offset, base_offset))
+        if not header.attributes & ATTR_COMMIT:
+            self.aborted.add(Aborted(header.producer_id, first_offset, base_offset))
+
+    def last_stable_offset(self, high_watermark: int, start_offset: int) -> int:
+        """Below it every transaction has ended, and its marker is published. To be asked with growing watermarks."""
+        if high_watermark < self.settled_from:
+            return min(start_offset, high_watermark)
+        while self._ended and self._ended[0][1] < high_watermark:
+            self._ended.popleft()
+        first_open = next(iter(self._open.values()), high_watermark)
+        return min(high_watermark, first_open, *(first for first, _ in self._ended))
 
     def up_to(self, end_offset: int) -> ProducerState:
         """What of it the batches below `end_offset` have left, as far as it is remembered."""
@@ -137,7 +193,7 @@ class ProducerState:
         for producer_id, known in self._producers.items():
             batches = tuple(batch for batch in known.batches if batch.base_offset < end_offset)
             if batches:
-                state._producers[producer_id] = _Producer(known.epoch, batches)
+                state._producers[producer_id] = _Producer(known.epoch, batches, known.last_append_ms)
         return state
 
     def update(self, other: ProducerState) -> None:
@@ -147,14 +203,42 @@ class ProducerState:
     def forget_expired(self) -> None:
         """Frees the memory of producers that expired long ago."""
         oldest = self._clock.now_ms() - _FORGOTTEN_AFTER_MS
-        for producer_id in [key for key, state in self._producers.items() if state.last_append_ms < oldest]:
+        gone = [
+            producer_id
+            for producer_id, state in self._producers.items()
+            if state.last_append_ms < oldest and producer_id not in self._open
+        ]
+        for producer_id in gone:
             del self._producers[producer_id]
+
+    def below(self, offset: int) -> ProducerState:
+        """What remains of the state where nobody has the batches below `offset`: whoever takes over the log from there
+        on needs it. What the batches after that say of a producer takes its place."""
+        rest = ProducerState(self._clock)
+        for producer_id, state in self._producers.items():
+            batches = tuple(batch for batch in state.batches if batch.base_offset < offset)
+            if batches or not state.batches:
+                rest._producers[producer_id] = _Producer(state.epoch, batches, state.last_append_ms)
+        rest._open = {
+            producer_id: first
+            for producer_id, first in self._open.items()
+            if first < offset and producer_id in rest._producers
+        }
+        return rest
 
     def to_bytes(self, offset: int) -> bytes:
         """The snapshot of the state that all batches below `offset` leave."""
         parts = [_HEAD.pack(_MAGIC, _VERSION, offset, len(self._producers))]
         for producer_id, state in self._producers.items():
-            parts.append(_PRODUCER.pack(producer_id, state.epoch, len(state.batches)))
+            parts.append(
+                _PRODUCER.pack(
+                    producer_id,
+                    state.epoch,
+                    len(state.batches),
+                    self._open.get(producer_id, _NOT_OPEN),
+                    state.last_append_ms,
+                )
+            )
             parts.extend(_BATCH.pack(*batch) for batch in state.batches)
         data = b"".join(parts)
         return data + _CRC.pack(crc32c(data))
@@ -171,13 +255,18 @@ class ProducerState:
             raise NewerFormat(f"the producer snapshot has format version {version}; this raystream reads {_VERSION}")
         state = cls(clock)
         at = _HEAD.size
+        layout = _PRODUCER if version > 1 else _PRODUCER_1
         try:
             for _ in range(count):
-                producer_id, epoch, batches = _PRODUCER.unpack_from(data, at)
-                at += _PRODUCER.size
+                producer_id, epoch, batches, *later = layout.unpack_from(data, at)
+                at += layout.size
                 read = tuple(_Batch(*_BATCH.unpack_from(data, at + i * _BATCH.size)) for i in range(batches))
                 at += batches * _BATCH.size
-                state._producers[producer_id] = _Producer(epoch, read)
+                open_from, last_append_ms = later or (_NOT_OPEN, read[-1].append_time_ms)
+                state._producers[producer_id] = _Producer(epoch, read, last_append_ms)
+                if open_from != _NOT_OPEN:
+                    state._open[producer_id] = open_from
         except struct.error:
             raise CorruptBatch("the producer snapshot is cut off") from None
+        state._open = dict(sorted(state._open.items(), key=itemgetter(1)))
         return state, offset

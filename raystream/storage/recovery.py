@@ -14,6 +14,8 @@ from typing import Final
 from raystream import batch as b
 from raystream.clock import Clock
 from raystream.errors import CorruptBatch, CorruptLog, NewerFormat
+from raystream.storage import aborted
+from raystream.storage.aborted import AbortedTransactions
 from raystream.storage.checkpoint import CHECKPOINT_NAME, Checkpoint, read_checkpoint
 from raystream.storage.epochs import Epochs
 from raystream.storage.files import TEMPORARY_SUFFIX, Files
@@ -93,12 +95,15 @@ class Recovery:
             self._epochs = Epochs(checkpoint.epochs)
             bases = self._without_deleted(checkpoint, bases)
         snapshot_offset = self._load_snapshot(checkpoint)
+        known_aborted = aborted.load(self._files, self._directory, checkpoint.aborted) if checkpoint else None
+        self._producers.aborted = known_aborted or AbortedTransactions()
         segments = self._open_segments(checkpoint, bases)
         end_offset = segments[-1].tail.end_offset if segments else self._end_without_segments(checkpoint, bases)
         start_offset = max(checkpoint.start_offset if checkpoint else 0, segments[0].base_offset if segments else 0)
         start_offset = start_offset if segments else end_offset
-        if snapshot_offset < 0:
-            self._rebuild_producers(segments, end_offset)
+        if snapshot_offset < 0 or known_aborted is None:
+            self._rebuild_producers(segments, end_offset, known_aborted)
+        self._producers.settled_from = end_offset
         segments = self._remove_leftovers(segments, start_offset, end_offset)
         if self._changed:
             self._files.sync_dir(self._directory)
@@ -209,13 +214,19 @@ class Recovery:
             raise NewerFormat(f"{path}: {error}", path=path) from None
         return (state, taken_at) if taken_at == offset else None
 
-    def _rebuild_producers(self, segments: tuple[Segment, ...], end_offset: int) -> None:
-        self._producers = self.producers_at(segments, end_offset)
+    def _rebuild_producers(
+        self, segments: tuple[Segment, ...], end_offset: int, known_aborted: AbortedTransactions | None
+    ) -> None:
+        if known_aborted is None:
+            known_aborted = self._replayed(ProducerState(self._clock), segments, 0).aborted
+        self._producers = self.producers_at(segments, end_offset, known_aborted)
         self._changed = True
 
-    def producers_at(self, segments: tuple[Segment, ...], end_offset: int) -> ProducerState:
+    def producers_at(
+        self, segments: tuple[Segment, ...], end_offset: int, known_aborted: AbortedTransactions
+    ) -> ProducerState:
         """What is known of the producers of a log that ends at `end_offset`: from the newest good snapshot and the
-        batches after it."""
+        batches after it. `known_aborted` are those of the log up to a later offset than any snapshot's."""
         offsets = [o for name in self._names if (o := offset_in_name(name, SNAPSHOT_SUFFIX)) is not None]
         since = 0
         producers = ProducerState(self._clock)
@@ -224,6 +235,13 @@ class Recovery:
             if loaded is not None:
                 producers, since = loaded
                 break
+        known_aborted.cut(end_offset)
+        producers.aborted = known_aborted
+        producers.settled_from = end_offset
+        return self._replayed(producers, segments, since)
+
+    @staticmethod
+    def _replayed(producers: ProducerState, segments: tuple[Segment, ...], since: int) -> ProducerState:
         for segment in segments:
             if segment.tail.end_offset > since and len(segment.index):
                 base_offset, position = segment.index.at_offset(since)
@@ -304,6 +322,7 @@ class Recovery:
     def _note(self, header: b.BatchHeader) -> None:
         self._high_watermark = max(self._high_watermark, header.high_watermark)
         self._epochs.note(header.leader_epoch, header.base_offset)
+        self._compacted = self._compacted or header.is_control
         if header.base_offset >= self._producers_from:
             self._producers.record(header, header.base_offset, header.append_time_ms)
 

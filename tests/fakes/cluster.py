@@ -19,6 +19,7 @@ from raystream.client.loop import BackgroundLoop
 from raystream.client.partitioner import Partitioner
 from raystream.client.producer import Producer
 from raystream.client.routing import Routing
+from raystream.client.transactional_producer import producer_kind
 from raystream.clock import Clock, SystemClock
 from raystream.config import ProducerConfig, TopicConfig, build, changed
 from raystream.core.reorder import ReorderBuffer
@@ -86,7 +87,7 @@ class FakePartition:
         self.keep = True
         """False: count only, for benchmarks."""
         self._clock = clock
-        self._producers = ProducerState(clock)
+        self.producers = ProducerState(clock)
         self._early: ReorderBuffer[asyncio.Future[m.AppendReply]] = ReorderBuffer(max_wait_ms=REORDER_WAIT_MS)
         self._late: set[asyncio.Task[Any]] = set()
 
@@ -96,7 +97,7 @@ class FakePartition:
         if not self.keep:
             await asyncio.sleep(0)
             header = parse(data)
-            return self._write(header, data)
+            return self.write(header, data)
         header = parse(data)
         fault = self.faults.popleft() if self.faults else (self.fault(header) if self.fault else None)
         self.in_flight += 1
@@ -141,7 +142,7 @@ class FakePartition:
 
     async def _place(self, header: BatchHeader, data: bytes, age_ms: int) -> m.AppendReply:
         try:
-            verdict = self._producers.check(header, age_ms=age_ms)
+            verdict = self.producers.check(header, age_ms=age_ms)
         except OutOfOrderSequence:
             turn: asyncio.Future[m.AppendReply] = asyncio.get_running_loop().create_future()
             now = self._clock.monotonic_ms()
@@ -160,7 +161,7 @@ class FakePartition:
             return await self._place(header, data, age_ms)
         if isinstance(verdict, Duplicate):
             return self._reply(verdict.base_offset, duplicate=True)
-        reply = self._write(header, data)
+        reply = self.write(header, data)
         following = self._early.release_after(
             header.producer_id, (header.base_sequence + header.last_offset_delta + 1) % 2**31
         )
@@ -168,9 +169,9 @@ class FakePartition:
             following.set_result(reply)
         return reply
 
-    def _write(self, header: BatchHeader, data: bytes) -> m.AppendReply:
+    def write(self, header: BatchHeader, data: bytes) -> m.AppendReply:
         base = self.end_offset
-        self._producers.record(header, base, self._clock.now_ms())
+        self.producers.record(header, base, self._clock.now_ms())
         self.end_offset += header.last_offset_delta + 1
         self.headers.append(header)
         self.sizes.append(len(data))
@@ -195,6 +196,9 @@ class FakePartition:
         return list(itertools.chain.from_iterable(batch.to_pylist() for batch in self.batches))
 
     async def fetch(self, request: m.FetchRequest, *, timeout_ms: float) -> m.FetchReply:
+        raise NotImplementedError
+
+    async def write_marker(self, request: m.WriteMarkerRequest, *, timeout_ms: float) -> m.AppendReply:
         raise NotImplementedError
 
     async def list_offsets(self, request: m.ListOffsetsRequest, *, timeout_ms: float) -> m.OffsetReply:
@@ -234,6 +238,12 @@ class FakeCoordinator(ShareDoors):
             raise self.errors.popleft()
         self.handed_out += 1
         return m.InitProducerReply(producer_id=next(self.producer_ids), producer_epoch=0)
+
+    async def add_partitions(self, request: m.AddPartitionsRequest, *, timeout_ms: float) -> m.Done:
+        raise NotImplementedError
+
+    async def end_transaction(self, request: m.EndTransactionRequest, *, timeout_ms: float) -> m.EndTransactionReply:
+        raise NotImplementedError
 
     async def heartbeat(self, request: m.HeartbeatRequest, *, timeout_ms: float) -> m.HeartbeatReply:
         raise NotImplementedError
@@ -373,9 +383,10 @@ class FakeCluster:
         value_serializer: Callable[[Any], bytes | None] | None = None,
         partitioner: Partitioner | None = None,
         client_id: str = "",
+        transactional_id: str | None = None,
         **settings: Any,
     ) -> Producer:
-        producer = Producer(
+        producer = producer_kind(transactional_id)(
             self.routing,
             self.loop,
             build(ProducerConfig, settings),

@@ -34,14 +34,11 @@ from raystream.clock import SystemClock
 from raystream.config import ConsumerConfig, build
 from raystream.core.coordinator import Coordinator
 from raystream.core.groups import Decision
-from raystream.errors import (
-    FencedMember,
-    OffsetOutOfRange,
-    UnknownMember,
-)
+from raystream.errors import FencedMember, OffsetOutOfRange, UnknownMember
 from raystream.ports import ControllerPort, CoordinatorPort, PartitionPort
 from raystream.schema import RAW_SCHEMA, schema_message, stored_schema
 from tests.fakes.shares import ShareDoors
+from tests.fakes.unasked import WithoutTransactions
 
 NODE = "node-a"
 
@@ -167,6 +164,9 @@ class FakePartition:
             **what,
         )
 
+    async def write_marker(self, request: m.WriteMarkerRequest, *, timeout_ms: float) -> m.AppendReply:
+        raise NotImplementedError
+
     async def list_offsets(self, request: m.ListOffsetsRequest, *, timeout_ms: float) -> m.OffsetReply:
         self._fail()
         if request.timestamp_ms == m.EARLIEST_TIMESTAMP:
@@ -213,7 +213,7 @@ class Member:
     owned: set[tuple[str, int]] = field(default_factory=set)
 
 
-class FakeCoordinator(ShareDoors):
+class FakeCoordinator(WithoutTransactions, ShareDoors):
     """Spreads partitions over the members in order of joining; a partition moves when its owner has let it go."""
 
     def __init__(self, cluster: FakeCluster) -> None:

@@ -62,6 +62,21 @@ def message(
     return encoded, b.parse(encoded)
 
 
+def marker(producer_id: int, epoch: int, *, commits: bool) -> Message:
+    """The end of a producer's transaction."""
+    encoded = b.encode_marker(
+        RAW_SCHEMA,
+        topic_id=TOPIC_ID,
+        partition=0,
+        schema_id=1,
+        producer_id=producer_id,
+        producer_epoch=epoch,
+        commit=commits,
+        now_ms=FIRST_MS,
+    )
+    return encoded, b.parse(encoded)
+
+
 def open_log(files: Files, directory: str = DIRECTORY, *, clock: Clock | None = None, **config: Any) -> Log:
     """A log of the raw topic (with a second schema known). `config` are settings of the topic, ranges unchecked."""
     return Log.open(

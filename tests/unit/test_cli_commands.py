@@ -168,11 +168,14 @@ class FakeCluster:
     def producer(self, **_: Any) -> FakeProducer:
         return FakeProducer(self)
 
-    def consumer(self, topic: str, group: str | None, start: Any) -> FakeConsumer:
+    def consumer(self, topic: str, group: str | None, start: Any, *, isolation: str) -> FakeConsumer:
+        self.calls.append(("consumer", isolation))
         return FakeConsumer(self, start)
 
-    def read(self, topic: str, start: Any, end: Any = None, order: str = "partition") -> FakeView:
-        self.calls.append(("read", start, order))
+    def read(
+        self, topic: str, start: Any = "earliest", end: Any = None, order: str = "partition", *, isolation: str
+    ) -> FakeView:
+        self.calls.append(("read", start, order, isolation))
         return FakeView(0 if start == "earliest" else start[0], 6 if end is None else end[0])
 
 
@@ -452,13 +455,14 @@ def test_max_ends_a_read_alone(cluster: FakeCluster, capsys: pytest.CaptureFixtu
 
 
 def test_a_group_reads_to_the_end(cluster: FakeCluster, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["consume", "flights", "--group", "g", "--start", "0:1"]) == 0
+    assert main(["consume", "flights", "--group", "g", "--start", "0:1", "--isolation", "read_uncommitted"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 5
+    assert {call[-1] for call in cluster.calls} == {"read_uncommitted"}
 
 
 def test_tail(cluster: FakeCluster, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["consume", "flights", "--tail", "2", "--format", "csv"]) == 0
-    assert cluster.calls == [("read", {0: 4}, "time")]
+    assert cluster.calls[-1] == ("read", {0: 4}, "time", "read_committed")
     assert capsys.readouterr().out == '"carrier","delay"\n"DL",0\n"[b]",3\n'
 
 

@@ -6,8 +6,11 @@ import random
 
 import pytest
 
-from raystream.errors import ActorLost, NotEnoughReplicas, NotLeader, UnexpectedEndOffset
-from tests.fakes.logs import DIRECTORY
+from raystream import messages as m
+from raystream.actors.writer import Ticket
+from raystream.config import DAY_MS
+from raystream.errors import ActorLost, NotEnoughReplicas, NotLeader, UnexpectedEndOffset, UnknownProducer
+from tests.fakes.logs import DIRECTORY, TOPIC_ID
 from tests.fakes.replicas import Replicas
 
 VALUES = [(0, b"a"), (1, b"b"), (2, b"c")]
@@ -147,6 +150,65 @@ def test_a_follower_whose_next_record_was_deleted_begins_anew() -> None:
     world.start(2)
     world.pass_time(3_000)
     assert world.replicas[2].log.start_offset == 2 and world.stored(2) == [(2, b"c")]
+
+
+def test_a_replica_that_is_filled_after_a_deletion_knows_the_producers_of_what_was_deleted() -> None:
+    world = Replicas(isr=(0, 1))
+    world.stop(2)
+    for producer in (7, 8, 9):
+        world.append(b"%d" % producer, producer=(producer, 0, 0))
+    world.append(b"last", producer=(9, 0, 1))
+    world.work()
+    world.pass_time(1_000)
+    world.replicas[0].delete_before(3)
+    world.announce()
+    world.start(2)
+    world.pass_time(3_000)
+    world.crash(2, random.Random(1))
+    world.start(2)
+    world.pass_time(3_000)
+    assert set(world.isr) == {0, 1, 2} and world.stored(2) == [(3, b"last")]
+    world.elect(2)
+    world.pass_time(1_000)
+    for producer, sequence in ((7, 0), (8, 0), (9, 0), (9, 1)):
+        again = world.append(b"x", producer=(producer, 0, sequence))
+        world.work()
+        assert again.wait(0).duplicate
+    fresh = world.append(b"next", producer=(7, 0, 1))
+    world.work()
+    assert not fresh.wait(0).duplicate
+
+
+def test_what_was_deleted_is_known_for_a_day() -> None:
+    world = Replicas(isr=(0, 1))
+    world.stop(2)
+    world.append(b"7", producer=(7, 0, 0))
+    world.work()
+    world.pass_time(1_000)
+    world.replicas[0].delete_before(1)
+    world.announce()
+    world.start(2)
+    world.pass_time(3_000)
+    world.elect(2)
+    world.clock.advance(DAY_MS)
+    world.pass_time(3_000)
+    with pytest.raises(UnknownProducer):
+        world.append(b"x", producer=(7, 0, 1)).wait(0)
+
+
+def test_a_marker_is_answered_once_the_isr_has_it_and_stands_once() -> None:
+    world = Replicas()
+    request = m.WriteMarkerRequest(topic_id=TOPIC_ID, partition=0, producer_id=7, producer_epoch=1, commit=False)
+    tickets = []
+    for _ in range(2):
+        leader = world.replicas[0]
+        tickets.append(Ticket(leader.marker(request)))
+        leader.offer(tickets[-1])
+        leader.commit()
+        assert not tickets[-1].settled
+    world.work()
+    assert [ticket.wait(0).duplicate for ticket in tickets] == [False, True]
+    assert [replica.log.end_offset for replica in world.replicas.values()] == [1, 1, 1]
 
 
 def test_deleting_records_reaches_the_followers() -> None:

@@ -244,7 +244,7 @@ def test_a_partition_that_lost_acknowledged_records_takes_new_ones(cluster: Fake
     topic = cluster.create()
     producer = cluster.producer(linger_ms=0)
     producer.send("t", b"lost later").result(WAIT_S)
-    part(topic)._producers = type(part(topic)._producers)(cluster.clock)
+    part(topic).producers = type(part(topic).producers)(cluster.clock)
     assert producer.send("t", b"x").result(WAIT_S).offset == 1
     assert part(topic).headers[-1].producer_epoch == 1
 

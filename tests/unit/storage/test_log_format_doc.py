@@ -96,7 +96,7 @@ def test_index_checkpoint_and_snapshot_are_as_documented(directory: str) -> None
     assert set(re.findall(r"`(\w+)`", DOC.split("## 6.")[1].split("It is replaced")[0])) >= set(stated)
 
     snapshot = Path(directory, f"{40:020d}.producers").read_bytes()
-    assert struct.unpack_from(">8sIqI", snapshot) == (b"RSPRODUC", 1, 40, 1)
-    assert struct.unpack_from(">qhH", snapshot, 24) == (5, 1, producer_state.REMEMBERED_BATCHES)
-    assert struct.unpack_from(">iiq", snapshot, 24 + 12 + 4 * 24) == (38, 39, 38)
+    assert struct.unpack_from(">8sIqI", snapshot) == (b"RSPRODUC", 2, 40, 1)
+    assert struct.unpack_from(">qhHq", snapshot, 24) == (5, 1, producer_state.REMEMBERED_BATCHES, -1)
+    assert struct.unpack_from(">iiq", snapshot, 24 + 28 + 4 * 24) == (38, 39, 38)
     assert struct.unpack(">I", snapshot[-4:])[0] == crc32c(snapshot[:-4])

@@ -139,6 +139,6 @@ def test_every_flipped_bit_and_every_cut_of_a_snapshot_is_noticed() -> None:
 
 def test_a_snapshot_of_a_later_version_is_refused() -> None:
     data = bytearray(state_after(0).to_bytes(10)[:-4])
-    data[11] = 2
+    data[11] = 3
     with pytest.raises(NewerFormat):
         ProducerState.from_bytes(bytes(data) + struct.pack(">I", crc32c(bytes(data))), ManualClock())
