@@ -346,9 +346,9 @@ class ShareConsumer:
         self._finalizer.detach()
         if processed:
             self._settle()
-        self._ledger.close()
         with contextlib.suppress(Closed, RequestTimeout):  # without a connection the session runs out by itself
             self._loop.run(self._session.close(), wait_s)
+        self._ledger.close()
 
     def __enter__(self) -> Self:
         return self
@@ -405,9 +405,10 @@ def _abandon(loop: BackgroundLoop, session: ShareSession, ledger: ShareLedger, p
     """Nobody holds the consumer any more: it leaves its group. Not waited for, because collecting must not block."""
     if pid != os.getpid():
         return
-    ledger.close()
-    with contextlib.suppress(RaystreamError):
+    try:
         loop.submit(session.close())
+    except RaystreamError:
+        ledger.close()
 
 
 @atexit.register

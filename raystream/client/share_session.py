@@ -300,22 +300,24 @@ class ShareSession:
         if there is None:
             return
         offset, batches = there
-        kind = m.BURIED
-        try:
-            for batch in batches:
+        records = [record for batch in batches for record in batch.records()]
+        gives_up_ms = self._routing.clock.monotonic_ms() + self._ledger.lock_timeout_ms / 2
+        kind = m.RETURN
+        while kind == m.RETURN and self._routing.clock.monotonic_ms() < gives_up_ms:
+            try:
                 await bury(
                     self._routing,
                     dead_letter,
-                    list(batch.records()),
+                    records,
                     group=self.group,
                     deliveries=deliveries,
                     reason=reason,
-                    timeout_ms=self._ledger.lock_timeout_ms,
+                    timeout_ms=self._ledger.lock_timeout_ms / 2,
                 )
-        except RaystreamError as error:
-            log.error("share group %r cannot write to its dead-letter topic: %s", self.group, error)
-            await asyncio.sleep(BURY_AGAIN_S)
-            kind = m.RETURN
+                kind = m.BURIED
+            except RaystreamError as error:
+                log.error("share group %r cannot write to its dead-letter topic: %s", self.group, error)
+                await asyncio.sleep(BURY_AGAIN_S)
         self._say(life, TopicPartition(topic, partition), offset, stop, kind, sequence)
 
     # Acknowledging --------------------------------------------------------------------------------------------------
@@ -377,7 +379,8 @@ class ShareSession:
     # The end --------------------------------------------------------------------------------------------------------
 
     async def close(self) -> None:
-        """Sends what was said and leaves the group. The second call waits for the first."""
+        """Acquires nothing more, gives back what was not handled, sends what was said and leaves the group. The second
+        call waits for the first."""
         if self._closing is None:
             self._closing = asyncio.ensure_future(self._close())
         await asyncio.shield(self._closing)
@@ -387,6 +390,7 @@ class ShareSession:
         for task in (*self._tasks[:2], *self._burials):
             task.cancel()
         await asyncio.gather(*self._tasks[:2], *self._burials, return_exceptions=True)
+        self._ledger.close()  # not before: what goes back would be acquired again
         if not self._life:
             return
         if acknowledging and not acknowledging[0].done():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -110,8 +111,26 @@ def test_why_a_partition_is_offline() -> None:
     assert found.problems[0] == "partition t-0 is offline: corrupt log: at byte 7"
 
 
-def test_nobody_coordinates_groups() -> None:
-    assert health(reply({}, 1, 1)).problems == ("the group coordinator is starting",)
+def test_nobody_coordinates_groups(fake: FakeCluster) -> None:
+    (broker, *_) = fake.brokers.metadata((), node_id="n")
+    found = replace(reply({}, 1, 1), brokers=(replace(broker, coordinator=""),))
+    assert health(found).problems == ("the group coordinator is starting",)
+
+
+def test_a_lost_majority_is_named_and_nobody_is_said_to_run(
+    fake: FakeCluster, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert {broker.state for broker in cluster.brokers()} == {"running"}
+    known = fake.brokers.metadata
+
+    def metadata(*placed: Any, **how: Any) -> tuple[m.BrokerMetadata, ...]:
+        return tuple(replace(broker, controller=False) for broker in known(*placed, **how))
+
+    monkeypatch.setattr(fake.brokers, "metadata", metadata)
+    assert {broker.state for broker in cluster.brokers()} == {"not known"}
+    found = cluster.health()
+    assert not found.ok
+    assert found.problems[0].startswith("the brokers have no controller: fewer than a majority of the voters are up")
 
 
 @pytest.mark.parametrize(

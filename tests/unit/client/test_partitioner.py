@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raystream.client.partitioner import (
@@ -44,6 +44,7 @@ def test_the_sign_bit_is_cleared_not_negated() -> None:
     assert partition_of(b"21", 1000) == (-973932308 & 0x7FFFFFFF) % 1000
 
 
+@settings(deadline=None)
 @given(keys, st.integers(1, 300))
 def test_a_column_is_hashed_as_its_keys_are(column: list[bytes | None], partitions: int) -> None:
     expected = [NO_KEY if key is None else partition_of(key, partitions) for key in column]
@@ -55,6 +56,7 @@ def test_a_column_is_hashed_as_its_keys_are(column: list[bytes | None], partitio
     assert set(many[len(column) :]) == {partition_of(b"after", partitions)}
 
 
+@settings(deadline=None)
 @given(st.lists(st.one_of(st.none(), st.text(max_size=12)), max_size=60), st.integers(1, 9))
 def test_a_typed_column_goes_where_its_bytes_go(column: list[str | None], partitions: int) -> None:
     expected = [NO_KEY if key is None else partition_of(key.encode(), partitions) for key in column]
@@ -62,6 +64,7 @@ def test_a_typed_column_goes_where_its_bytes_go(column: list[str | None], partit
         assert column_partitions(pa.array(column, kind), partitions).tolist() == expected
 
 
+@settings(deadline=None)
 @given(st.lists(st.one_of(st.none(), st.integers(-(2**63), 2**63 - 1)), max_size=60))
 def test_integers_are_eight_bytes_big_endian(column: list[int | None]) -> None:
     expected = [None if number is None else number.to_bytes(8, "big", signed=True) for number in column]
