@@ -171,7 +171,6 @@ class Log(ReadableLog):
                 )
             expected, epoch = header.next_offset, header.leader_epoch
         self._room.take(sum(header.message_bytes for _, header in batches))
-        self.compacted = self.compacted or any(h.is_explicit or h.is_control for _, h in batches)
         self._append(batches, as_follower(batches), None)
         return self.end_offset
 
@@ -179,6 +178,7 @@ class Log(ReadableLog):
         active = self._segments[-1] if self._segments else None
         runs, results = lay_out(stamped, active, heads=self.heads, config=self._config)
         self._write(runs)
+        self.compacted = self.compacted or any(h.is_explicit or h.is_control for _, h in batches)
         for (_, header), result in zip(batches, results, strict=True):
             self.producers.record(header, result.base_offset, result.append_time_ms)
             self.epochs.note(header.leader_epoch if epoch is None else epoch, result.base_offset)
