@@ -29,7 +29,7 @@ from raystream.actors import logs
 from raystream.actors.controlling import Controlling
 from raystream.actors.decisions import CHANGES, DECISIONS, create_topic
 from raystream.actors.finding import broker_name, nodes
-from raystream.actors.founding import open_disk
+from raystream.actors.founding import foreign, open_disk
 from raystream.actors.hosts import Hosts, Key, ask_all
 from raystream.actors.internal_topics import internal_topics
 from raystream.actors.keeper import CoordinatorKeeper
@@ -65,8 +65,7 @@ SERVED_TIMEOUT_S: Final = 30.0
 OTHERS_TIMEOUT_S: Final = 20.0
 APPLY_TIMEOUT_S: Final = 10.0
 POLL_S: Final = 2.0
-MEET_S: Final = 10.0
-"""So often brokers ask who is where, although nobody is missed: an address may have gone wrong silently."""
+MEET_S: Final = 10.0  # brokers ask who is where so often, though nobody is missed: an address may be wrong silently
 STATUS_TIMEOUT_MS: Final = 5_000.0
 RETRY_S: Final = 0.05
 MAX_METADATA_WAIT_MS: Final = 30_000
@@ -134,8 +133,7 @@ class BrokerActor:
             self._started.set()
 
     def _begin_again(self, error: Exception) -> None:
-        """Ray starts another after this one, a little later, so that whoever waits hears why: the disk may work then,
-        or the others be there."""
+        """Ray starts another after this one, a little later, so that whoever waits hears why."""
         self._stopping.wait(BEGIN_AGAIN_S)
         if not self._stopping.is_set():
             self._give_up(error)
@@ -321,7 +319,16 @@ class BrokerActor:
         if self._peers.unknown.is_set() or time.monotonic() - self._met > MEET_S:
             self._met = time.monotonic()
             self._peers.unknown.clear()
-            self._peers.ask_all(self.hello())
+            own = self.hello()
+            if stranger := foreign(own, self._peers.ask_all(own).values(), self._spec.cluster, self._root):
+                self._refuse(stranger)
+
+    def _refuse(self, error: InvalidArgument) -> None:
+        """This broker belongs to another cluster: it serves nobody, and says so to whoever asks."""
+        if self._started.is_set() and self._failure is None:
+            self._failure = error
+            self.stop()
+        raise error
 
     def _tended(self) -> None:
         """As the controller: what is missing is made."""

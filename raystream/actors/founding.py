@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +17,7 @@ from raystream import messages as m
 from raystream.actors.peers import Peers
 from raystream.actors.raft_disk import RaftDisk
 from raystream.core.raft_messages import NOTHING, Snapshot, Voter, first_snapshot
-from raystream.errors import RaystreamError, Unavailable
+from raystream.errors import InvalidArgument, RaystreamError, Unavailable
 from raystream.storage.files import Files
 
 logger = logging.getLogger("raystream.broker")
@@ -66,6 +66,20 @@ def open_disk(
             enlist()
         time.sleep(RETRY_S)
     raise Unavailable(f"{slot} is empty, and it cannot join a cluster: {why}")
+
+
+def foreign(own: m.HelloReply, others: Iterable[m.HelloReply | None], head: str, root: Path) -> InvalidArgument | None:
+    """Why this broker's disk does not belong to the cluster of this Ray, if so: another broker is of another cluster,
+    which has a controller. Where both have one, the cluster of Ray's head node (`head`) is the one that counts."""
+    for reply in others:
+        if reply is None or reply.cluster_id is None or own.cluster_id is None or reply.cluster_id == own.cluster_id:
+            continue
+        if reply.controller is not None and (own.controller is None or reply.node_id == head):
+            return InvalidArgument(
+                f"{root} belongs to cluster {own.cluster_id}, and this is cluster {reply.cluster_id}: start the broker "
+                "with another data directory, or move that one away"
+            )
+    return None
 
 
 def _join(peers: Peers, member: m.HelloReply, request: m.RegisterBrokerRequest) -> m.RegisterBrokerReply:

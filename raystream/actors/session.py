@@ -55,6 +55,8 @@ class Session:
     loop: BackgroundLoop
     routing: Routing
     claim: data_roots.RootClaim | None = None
+    problems: tuple[str, ...] = ()
+    """Why nodes of the Ray cluster have no broker, as it was when this process connected."""
     users: int = 1
     stopped: threading.Event = field(default_factory=threading.Event)
 
@@ -117,6 +119,11 @@ def open_session(address: str | None, data_dir: str | os.PathLike[str] | None, n
         atexit.unregister(_at_exit)
         atexit.register(_at_exit)
         return _session
+
+
+def nodes_without_broker() -> tuple[str, ...]:
+    """Why nodes of this process's Ray cluster have no broker, a sentence for each, as it was when it connected."""
+    return () if _session is None else _session.problems
 
 
 def _at_exit() -> None:
@@ -278,6 +285,7 @@ def _bring_up(
         routing=Routing(directory, SystemClock()),
         owns_ray=owns_ray,
         joined_ray=joined_ray,
+        problems=ready.problems,
     )
 
 

@@ -103,6 +103,7 @@ class ShareFetcher:
                 end_offset=reading.stop,
                 mapped=mapped,
                 follower=leader.follower,
+                committed=True,
             )
             return await leader.port.fetch(request, timeout_ms=left_ms)
 
@@ -114,7 +115,7 @@ class ShareFetcher:
         offset, runs = reading.offset, list(reading.runs)
         for schema_id, data in pieces(reply):
             schema = await schema_of(self._routing, topic, schema_id)
-            found = batches_from(data, schema, offset, end_offset=reading.stop)
+            found = batches_from(data, schema, offset, end_offset=reading.stop, aborted=reply.aborted)
             if found is None:
                 continue
             rows = [

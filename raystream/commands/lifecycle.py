@@ -10,7 +10,7 @@ from typing import Any
 from raystream.actors.processes import answers
 from raystream.commands import broker, localray, topic
 from raystream.commands.shell import Shell, count_of
-from raystream.errors import ClusterNotFound, DataDirectoryInUse, Unavailable
+from raystream.errors import ClusterNotFound, DataDirectoryInUse, DataDirectoryUnusable, Unavailable
 from raystream.storage.root import prepare, read_owner, require_room
 
 NAMESPACE = "raystream"
@@ -34,6 +34,8 @@ def add(commands: Any, options: ArgumentParser) -> None:
 
 
 def _start(shell: Shell) -> int:
+    from raystream.actors.session import nodes_without_broker
+
     args = shell.args
     if shell.named_address is None:
         localray.use_token(make=True)
@@ -50,6 +52,7 @@ def _start(shell: Shell) -> int:
         where = args.address = started.address
         args.data_dir = str(root)
     with shell.connect() as cluster:
+        refused = nodes_without_broker()
         topics = len(cluster.topics())
         facts = {"address": cluster.address, "data_dir": cluster.data_dir, "topics": topics}
     token = " RAY_AUTH_MODE=token" if os.environ.get("RAY_AUTH_MODE") == "token" else ""
@@ -58,6 +61,8 @@ def _start(shell: Shell) -> int:
         f"from other directories: export RAY_ADDRESS={facts['address']}{token}",
         facts,
     )
+    if refused:
+        raise DataDirectoryUnusable(f"not on every node: {'; '.join(refused)}")
     return 0
 
 
