@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Self
 
 import pytest
-import ray
 
 import raystream as rs
+from tests.ray.actors import pids
 
 NAMESPACE = "raystream"
 
@@ -82,35 +82,12 @@ class Load:
             time.sleep(0.02)
 
 
-def _pid_of(name: str) -> int:
-    pid: int = ray.get(ray.get_actor(name, namespace=NAMESPACE).pid.remote(), timeout=10)
-    return pid
-
-
-def _actors(prefix: str) -> list[str]:
-    return [name for name in ray.util.list_named_actors() if name.startswith(prefix)]
-
-
-def _pids(prefix: str) -> list[int]:
-    """Of those that live: Ray goes on naming one for a moment after it was killed, as another test may have done."""
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        found = []
-        for name in _actors(prefix):
-            with contextlib.suppress(ray.exceptions.RayActorError, ValueError):
-                found.append(_pid_of(name))
-        if found:
-            return found
-        time.sleep(0.1)
-    raise AssertionError(f"no actor {prefix}… lives")
-
-
 def _victims(kind: str, cluster: rs.Cluster) -> list[int]:
     if kind == "broker":
         return [cluster.brokers()[0].pid]
     if kind == "coordinator":
-        return _pids("raystream-coordinator-")
-    return _pids("raystream-partitions-")
+        return pids("raystream-coordinator-")
+    return pids("raystream-partitions-")
 
 
 @pytest.mark.parametrize("kind", ["partitions", "coordinator", "broker"])

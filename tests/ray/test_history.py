@@ -11,21 +11,19 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import ray
-
 import raystream as rs
 from raystream.testing.faults import Fault, FaultSchedule
 from raystream.testing.history import History, Recorder, check
 from raystream.testing.workload import Workload
+from tests.ray.actors import pids
 
 NAMESPACE = "raystream"
 SECONDS = 5.0
 
 
 def _kill_the_partition_actors() -> None:
-    for name in ray.util.list_named_actors():
-        if name.startswith("raystream-partitions-"):
-            os.kill(ray.get(ray.get_actor(name, namespace=NAMESPACE).pid.remote(), timeout=10), signal.SIGKILL)
+    for pid in pids("raystream-partitions-"):
+        os.kill(pid, signal.SIGKILL)
 
 
 def test_a_workload_under_faults_leaves_a_clean_history(

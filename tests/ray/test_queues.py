@@ -13,10 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ray
-
 import raystream as rs
 from raystream.client.share_consumer import ShareConsumer
+from tests.ray.actors import pids
 
 RECORDS = 6_000
 KILLED = 3
@@ -69,10 +68,8 @@ def test_every_record_is_accepted_though_members_and_the_coordinator_are_killed(
             thread.start()
         _until(lambda: all(Path(seen + str(number)).read_text().count("\n") > 20 for number in range(KILLED)))
         dying.kill()
-        for name in ray.util.list_named_actors():
-            if name.startswith("raystream-coordinator-"):
-                actor = ray.get_actor(name, namespace="raystream")
-                os.kill(ray.get(actor.pid.remote(), timeout=10), signal.SIGKILL)
+        for pid in pids("raystream-coordinator-"):
+            os.kill(pid, signal.SIGKILL)
     _until(lambda: cluster.describe_group("workers").lag == 0)
     for member in members:
         member.stop()

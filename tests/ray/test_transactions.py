@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable
 
 import pytest
-import ray
 
 import raystream as rs
+from tests.ray.actors import pids
 
 
 def values(cluster: rs.Cluster, topic: str, isolation: str = "read_committed") -> list[str]:
@@ -139,13 +139,8 @@ def test_a_coordinator_that_dies_between_decision_and_markers_leaves_them_to_its
 
 
 def coordinator_pid() -> int:
-    (name,) = [
-        each["name"]
-        for each in ray.util.list_named_actors(all_namespaces=True)
-        if "coordinator" in each["name"] and each["namespace"] == "raystream"
-    ]
-    handle = ray.get_actor(name, namespace="raystream")
-    return int(ray.get(handle.pid.options(concurrency_group="control").remote(), timeout=10))
+    (pid,) = pids("raystream-coordinator-")
+    return pid
 
 
 def test_usage_errors_are_typed(cluster: rs.Cluster, topic: str) -> None:
