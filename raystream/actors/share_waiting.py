@@ -47,7 +47,8 @@ class ShareWaiting:
         self._clock = clock
         self._note = note
         self._lock = threading.Lock()
-        self._waiters: dict[str, set[threading.Event]] = {}
+        self._waiters: dict[str, dict[threading.Event, None]] = {}
+        """Those that have waited longest come first, and wake first."""
         self._waiting = 0
         self._wanted: dict[tuple[str, int], float] = {}
         """Until when each partition is watched; on the loop."""
@@ -88,13 +89,13 @@ class ShareWaiting:
         """It is there before the first look, so that nothing that comes in between is missed."""
         awakened = threading.Event()
         with self._lock:
-            self._waiters.setdefault(group, set()).add(awakened)
+            self._waiters.setdefault(group, {})[awakened] = None
         try:
             yield awakened
         finally:
             with self._lock:
                 waiters = self._waiters[group]
-                waiters.discard(awakened)
+                del waiters[awakened]
                 if not waiters:
                     del self._waiters[group]
 

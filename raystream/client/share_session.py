@@ -82,7 +82,7 @@ class ShareSession:
         self._settled = asyncio.Condition()
         self._sending = False
         self._tasks: list[asyncio.Task[None]] = []
-        self._burials: set[asyncio.Task[None]] = set()
+        self._burials: list[asyncio.Task[None]] = []
         self._closing: asyncio.Task[None] | None = None
 
     async def begin(self) -> None:
@@ -197,8 +197,8 @@ class ShareSession:
         dying = [found for found in reply.ranges if found[5]]
         for found in dying:
             task = self._spawned(self._bury(found, request.sequence, reply.dead_letter))
-            self._burials.add(task)
-            task.add_done_callback(self._burials.discard)
+            self._burials.append(task)
+            task.add_done_callback(self._burials.remove)
         await asyncio.gather(
             *(self._deliver(found, request.sequence, arrived_ms) for found in reply.ranges if not found[5])
         )

@@ -56,8 +56,9 @@ def test_nothing_is_lost_doubled_or_out_of_order_whatever_happens() -> None:
     assert {kind for kind in KINDS if f"'{kind}'" not in told} == set(), "some things do not come about any more"
 
 
-def test_the_same_seed_gives_the_same_run() -> None:
-    first, second = (simulated("tests.sim.cluster", "--seed", "11") for _ in range(2))
+@pytest.mark.parametrize("world", ["tests.sim.cluster", "tests.sim.cluster.queues"])
+def test_the_same_seed_gives_the_same_run(world: str) -> None:
+    first, second = (simulated(world, "--seed", "11") for _ in range(2))
     assert first.split(" simulated in ")[0] == second.split(" simulated in ")[0]
 
 
