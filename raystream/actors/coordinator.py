@@ -33,7 +33,7 @@ from raystream.actors.share_waiting import ShareWaiting
 from raystream.actors.writer import Ticket, Writer
 from raystream.client.admin import Admin
 from raystream.client.loop import BackgroundLoop
-from raystream.client.routing import Routing
+from raystream.client.routing import METADATA_TIMEOUT_MS, Routing
 from raystream.clock import SystemClock
 from raystream.core.assignors import Topics
 from raystream.core.compaction import Compaction
@@ -47,7 +47,10 @@ from raystream.ports import ControllerPort
 logger = logging.getLogger("raystream.coordinator")
 
 CALL_WAIT_MS: Final = 15_000.0
-WATCH_WAIT_MS: Final = 20_000
+TOPICS_WAIT_MS: Final = 2_500.0
+"""Callers give one try not much longer, and what waits here for nobody keeps others' calls from coming in."""
+WATCH_WAIT_MS: Final = 5_000
+"""A broker that does not answer is found out after so long and METADATA_TIMEOUT_MS."""
 LAG_EVERY_S: Final = 5.0
 IDLE_MS: Final = 1_000.0
 MARKERS_WAIT_MS: Final = 2_000.0
@@ -152,7 +155,7 @@ class CoordinatorActor:
         return self._decide(request, lambda state, now: state.shares.acknowledge(request, now))
 
     def _await_topics(self) -> None:
-        if not self._topics_known.wait(CALL_WAIT_MS / 1000):
+        if not self._topics_known.wait(TOPICS_WAIT_MS / 1000):
             raise CoordinatorNotAvailable("the coordinator does not know the topics yet")
 
     def commit(self, request: m.CommitRequest) -> m.Done:
@@ -288,7 +291,8 @@ class CoordinatorActor:
         """Keeps the partition counts up to date; positions in topics that are gone are dropped."""
         version = -1
         while True:
-            request = m.MetadataRequest(known_version=version, max_wait_ms=WATCH_WAIT_MS)
+            waits_ms = WATCH_WAIT_MS if self._topics_known.is_set() else 0
+            request = m.MetadataRequest(known_version=version, max_wait_ms=waits_ms)
             try:
                 reply = await self._routing.call_controller(partial(_metadata, request))
             except RaystreamError as error:
@@ -333,4 +337,5 @@ class CoordinatorActor:
 
 
 async def _metadata(request: m.MetadataRequest, controller: ControllerPort, left_ms: float) -> m.MetadataReply:
-    return await controller.metadata(request, timeout_ms=left_ms + request.max_wait_ms)
+    timeout_ms = min(left_ms, request.max_wait_ms + METADATA_TIMEOUT_MS)  # another broker may answer
+    return await controller.metadata(request, timeout_ms=timeout_ms)
