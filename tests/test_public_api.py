@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
+import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +22,7 @@ from raystream.client.reader import View
 from raystream.client.share_consumer import ShareConsumer
 from raystream.client.table import Table
 from raystream.cluster import Cluster
+from raystream.config import ConsumerConfig, ProducerConfig, ShareConfig, TopicConfig
 from raystream.errors import RaystreamError
 from raystream.jobs import ConsumerJob
 
@@ -167,6 +171,16 @@ def test_errors_form_one_tree_and_all_are_exported() -> None:
 
     public = {kind.__name__ for kind in below(RaystreamError) if kind.__module__ == "raystream.errors"}
     assert public <= set(raystream.__all__)
+
+
+def test_the_page_of_names_has_all_names_and_settings() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "api.md").read_text()
+    words = set(re.findall(r"\w+", page))
+    of_cluster = {name for name in vars(Cluster) if not name.startswith("_")}
+    assert (of_cluster | {name for _, name, _ in CALLS if not name.startswith("_")}) - words == set()
+    for kind in (TopicConfig, ProducerConfig, ConsumerConfig, ShareConfig):
+        for setting in dataclasses.fields(kind):
+            assert f"| `{setting.name}` | `{setting.default!r}` |" in page
 
 
 def test_aio_has_the_same_names() -> None:
