@@ -33,7 +33,8 @@ ASK_TIMEOUT_MS: Final = 5_000.0
 async def call(method: Any, *args: Any, timeout_ms: float) -> Any:
     """One call across an actor border. Raises the other side's error, RequestTimeout or ActorLost."""
     try:
-        return await asyncio.wait_for(method.remote(*args), timeout_ms / 1000)
+        async with asyncio.timeout(timeout_ms / 1000):  # no task of its own, as asyncio.wait_for makes one
+            return await method.remote(*args)
     except Exception as error:
         raise translated(error, timeout_ms) from None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import errno
 import random
 
@@ -16,8 +17,9 @@ from tests.fakes.logs import append, commit, open_log
 from tests.fakes.verify import verify
 
 
-def prepared(files: MemoryFiles) -> Log:
+def prepared() -> MemoryFiles:
     """Two clean segments of the first generation, dirty ones behind them, in a checkpoint."""
+    files = MemoryFiles()
     log = open_log(files, segment_bytes=3_000)
     for i in range(24):
         append(log, keyed([(b"k%d" % ((5 * i + j) % 11), b"%d-%d" % (i, j) * 9) for j in range(3)]))
@@ -27,7 +29,14 @@ def prepared(files: MemoryFiles) -> Log:
         append(log, keyed([(b"k%d" % ((5 * i + j) % 11), b"again-%d-%d" % (i, j)) for j in range(2)]))
     commit(log)
     log.checkpoint()
-    return log
+    files.kill()
+    return files
+
+
+def opened(pristine: MemoryFiles) -> tuple[MemoryFiles, Log]:
+    """A disk and a log of their own."""
+    files = copy.deepcopy(pristine)
+    return files, open_log(files, segment_bytes=3_000)
 
 
 def last_of(rows: list[Row]) -> dict[bytes | None, Row]:
@@ -36,15 +45,14 @@ def last_of(rows: list[Row]) -> dict[bytes | None, Row]:
 
 @pytest.mark.parametrize("fault", [errno.EIO, errno.ENOSPC])
 def test_a_cleaning_that_stops_anywhere(fault: int) -> None:
-    files = MemoryFiles()
-    log = prepared(files)
+    pristine = prepared()
+    files, log = opened(pristine)
     wanted, before = last_of(rows_in(log)), files.operations
     assert clean(log, segment_bytes=3_000).swaps >= 1
     operations = files.operations - before
     for nth in range(1, operations + 1):
         for seed in range(6):
-            files = MemoryFiles()
-            log = prepared(files)
+            files, log = opened(pristine)
             files.fail_at(nth, fault)
             with contextlib.suppress(StorageError):
                 clean(log, segment_bytes=3_000)

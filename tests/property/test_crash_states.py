@@ -74,15 +74,14 @@ def operations() -> int:
 @pytest.mark.parametrize("fault", [errno.EIO, errno.ENOSPC])
 def test_the_disk_fails_at_any_operation_and_the_machine_crashes(fault: int) -> None:
     for nth in range(1, operations() + 1):
+        script = Script(MemoryFiles())
+        script.files.fail_at(nth, fault)
+        with contextlib.suppress(StorageError):
+            script.run()
         for seed in range(4):
-            files = MemoryFiles()
-            script = Script(files)
-            files.fail_at(nth, fault)
-            with contextlib.suppress(StorageError):
-                script.run()
-            rng = random.Random(seed)
+            files = copy.deepcopy(script.files)
             if seed:
-                files.crash(rng)
+                files.crash(random.Random(seed))
             else:
                 files.kill()
             log = open_log(files, clock=script.clock, segment_bytes=3_000)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -55,3 +57,19 @@ def main(run: Run, bugs: Mapping[str, Bug], *, at_most: int) -> None:
         found = seeds_to_catch(run, bug, at_most=at_most)
         caught = f"not caught by {at_most} seeds" if found is None else f"{found[0]:4}  {found[1][:110]}"
         print(f"{name:60} {caught}", flush=True)
+
+
+def caught(run: Run, bugs: Mapping[str, Bug], name: str, *, at_most: int) -> str:
+    """A line: by how many seeds a bug is caught, and what is said then. The seed that is known to catch it
+    comes first."""
+    bug = bugs[name]
+    found = seeds_to_catch(run, bug, first=bug.at, at_most=1) or seeds_to_catch(run, bug, at_most=at_most)
+    said = f"not caught by {at_most} seeds" if found is None else f"{found[0]:4}  {found[1].splitlines()[0][:110]}"
+    return f"{name:60} {said}"
+
+
+def tell(line: Callable[[str], str], names: Iterable[str]) -> None:
+    """Prints the line of each bug, each from a process of its own, as many at a time as there are processors."""
+    with multiprocessing.get_context("fork").Pool(os.cpu_count(), maxtasksperchild=1) as pool:
+        for said in pool.imap(line, names, chunksize=1):
+            print(said, flush=True)

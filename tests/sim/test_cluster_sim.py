@@ -8,11 +8,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 
 import pytest
 
 from tests.sim.cluster.bugs import BUGS
 from tests.sim.cluster.queue_bugs import BUGS as QUEUE_BUGS
+from tests.sim.planted import Bug
 
 SEEDS = 300
 QUEUE_SEEDS = 100
@@ -62,13 +64,6 @@ def test_the_same_seed_gives_the_same_run(world: str) -> None:
     assert first.split(" simulated in ")[0] == second.split(" simulated in ")[0]
 
 
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", BUGS)
-def test_a_planted_bug_is_caught(name: str) -> None:
-    """`python -m tests.sim.cluster.bugs` finds anew by which seed, where that has changed."""
-    assert "not caught" not in simulated("tests.sim.cluster.bugs", name)
-
-
 @pytest.mark.timeout(1200)
 def test_a_queue_forgets_nothing_whatever_happens() -> None:
     told = simulated("tests.sim.cluster.queues", "--seeds", str(QUEUE_SEEDS), "--jobs", "2")
@@ -76,7 +71,11 @@ def test_a_queue_forgets_nothing_whatever_happens() -> None:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", QUEUE_BUGS)
-def test_a_bug_planted_in_queues_is_caught(name: str) -> None:
-    """`python -m tests.sim.cluster.queue_bugs` finds anew by which seed, where that has changed."""
-    assert "not caught" not in simulated("tests.sim.cluster.queue_bugs", name)
+@pytest.mark.parametrize(
+    ("planted", "bugs"), [("tests.sim.cluster.bugs", BUGS), ("tests.sim.cluster.queue_bugs", QUEUE_BUGS)]
+)
+def test_every_planted_bug_is_caught(planted: str, bugs: Mapping[str, Bug]) -> None:
+    """`python -m tests.sim.cluster.bugs` finds anew by which seed, where that has changed."""
+    told = simulated(planted).splitlines()
+    assert len(told) == len(bugs)
+    assert [line for line in told if "not caught" in line] == []

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import heapq
 import multiprocessing
 import random
@@ -168,6 +169,8 @@ def main(module: str, run: Run, done: str, description: str | None, *, seeds_per
     with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as stack:
         results: Iterable[Outcome | str] = map(one, seeds)
         if options.jobs > 1:
+            gc.collect()
+            gc.freeze()  # what is shared by all seeds is no seed's garbage
             pool = multiprocessing.get_context("fork").Pool(options.jobs, maxtasksperchild=seeds_per_process)
             results = stack.enter_context(pool).imap(one, seeds)
         for result in results:

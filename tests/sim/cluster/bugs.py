@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import multiprocessing
 import os
 import sys
 from collections.abc import Mapping
@@ -29,7 +28,7 @@ from raystream.core.raft_election import Election
 from raystream.storage.log import Log
 from raystream.storage.producer_state import Duplicate, Fresh, ProducerState
 from tests.sim.cluster.run import run
-from tests.sim.planted import Bug, replaced, seeds_to_catch
+from tests.sim.planted import Bug, caught, replaced, tell
 
 AT_MOST: Final = 15
 POWER: Final = ("blackout_at_sync", "blackout", "slow_disk")
@@ -180,7 +179,7 @@ BUGS: Final[Mapping[str, Bug]] = {
         OffsetsLog, "append", _not_written, focus=("kill_coordinator",)
     ),
     "a commit is not fenced by the member's epoch": replaced(
-        offsets, "_check_member", _commits_of_any_epoch, focus=("pause_client",), at=20
+        offsets, "_check_member", _commits_of_any_epoch, focus=("pause_client",), at=26
     ),
     "a partition is given before it is let go": replaced(membership, "_reconciled", _given_before_it_is_let_go, at=3),
     "a member begins ahead of its group": replaced(offsets, "positions", _ahead_of_the_group, at=1),
@@ -189,18 +188,13 @@ BUGS: Final[Mapping[str, Bug]] = {
 """By what is wrong."""
 
 
-def caught(name: str) -> str:
+def line(name: str) -> str:
     """How many seeds it takes, and what is said then."""
-    bug = BUGS[name]
-    found = seeds_to_catch(run, bug, first=bug.at, at_most=1) or seeds_to_catch(run, bug, at_most=AT_MOST)
-    said = f"not caught by {AT_MOST} seeds" if found is None else f"{found[0]:4}  {found[1].splitlines()[0][:110]}"
-    return f"{name:60} {said}"
+    return caught(run, BUGS, name, at_most=AT_MOST)
 
 
 if __name__ == "__main__":
     if os.environ.get("PYTHONHASHSEED") != "0":
         os.environ["PYTHONHASHSEED"] = "0"
         os.execv(sys.executable, [sys.executable, "-m", "tests.sim.cluster.bugs", *sys.argv[1:]])
-    with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:
-        for line in pool.imap(caught, sys.argv[1:] or BUGS, chunksize=1):
-            print(line, flush=True)
+    tell(line, sys.argv[1:] or BUGS)

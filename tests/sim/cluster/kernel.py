@@ -8,11 +8,12 @@ when it is resumed.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
+import heapq
 import random
-from collections.abc import Callable, Iterator
-from typing import Any, Final, Self
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
 
 import greenlet
 
@@ -34,7 +35,7 @@ class Process:
         self.machine = machine
         self.alive = True
         self.paused = False
-        self.backlog: list[_Event] = []
+        self.backlog: list[Event] = []
         self._when_gone: list[tuple[Process, Callable[[], None]]] = []
 
     def __repr__(self) -> str:
@@ -66,63 +67,60 @@ class Process:
         """SIGCONT: what should have run meanwhile runs now."""
         self.paused = False
         backlog, self.backlog = self.backlog, []
-        for event in backlog:
-            if not event.cancelled():
-                with self.current():
-                    self.kernel.call_soon(event.callback, *event.arguments, context=event.context)
+        self.kernel.ready.extend(backlog)
 
-    @contextlib.contextmanager
-    def current(self) -> Iterator[Self]:
+    def current(self) -> _Current:
         """What is begun inside belongs to this process."""
-        token = _PROCESS.set(self)
-        try:
-            yield self
-        finally:
-            _PROCESS.reset(token)
+        return _Current(self)
 
 
-class _Event:
-    """A callback as the loop has it; it outlives its handle where its process is paused."""
+class _Current:
+    __slots__ = ("_process", "_token")
 
-    __slots__ = ("arguments", "callback", "context", "handle", "process")
+    def __init__(self, process: Process) -> None:
+        self._process = process
 
-    def __init__(self, process: Process, callback: Any, arguments: tuple[Any, ...], context: Any) -> None:
+    def __enter__(self) -> Process:
+        self._token = _PROCESS.set(self._process)
+        return self._process
+
+    def __exit__(self, *_: object) -> None:
+        _PROCESS.reset(self._token)
+
+
+class Event:
+    """A callback that is due, and the handle by which it is cancelled. Without a context it runs in the loop's own."""
+
+    __slots__ = ("arguments", "callback", "context", "process", "when_s")
+
+    def __init__(
+        self, process: Process, when_s: float, callback: Any, arguments: tuple[Any, ...], context: Any
+    ) -> None:
         self.process = process
+        self.when_s = when_s
         self.callback = callback
         self.arguments = arguments
         self.context = context
-        self.handle: asyncio.Handle | None = None
+
+    def cancel(self) -> None:
+        self.callback = self.context = None
+        self.arguments = ()
 
     def cancelled(self) -> bool:
-        return self.handle is not None and self.handle.cancelled()
+        return self.callback is None
 
-    def __call__(self) -> None:
-        process = self.process
-        if process.paused:
-            process.backlog.append(self)
-        elif process.alive:
-            process.kernel.count()
-            self.callback(*self.arguments)
+    def when(self) -> float:
+        return self.when_s
 
 
 _PROCESS: contextvars.ContextVar[Process] = contextvars.ContextVar("process")
 
 
-class _NoInput:
-    """A selector for a loop without files: to wait is to let time pass."""
-
-    def __init__(self, kernel: Kernel) -> None:
-        self._kernel = kernel
-
-    def select(self, timeout: float | None) -> list[Any]:
-        if timeout is None:
-            raise Violation("nothing will ever happen again")
-        self._kernel.now_s += max(timeout, 0.0)
-        return []
-
-
 class Kernel(asyncio.BaseEventLoop):
-    """The event loop of a world. Simulated time is in seconds and begins at 0."""
+    """The event loop of a world. Simulated time is in seconds and begins at 0.
+
+    Most of a run's time goes through here, so that asyncio's own queues, handles and selector are left aside.
+    """
 
     def __init__(self, seed: int) -> None:
         super().__init__()
@@ -134,8 +132,9 @@ class Kernel(asyncio.BaseEventLoop):
         self.threads: list[greenlet.greenlet] = []
         """Kept to the end: a thread that is collected would run its `finally` blocks."""
         self.thread_objects: dict[greenlet.greenlet, Any] = {}
-        self._selector = _NoInput(self)
-        self._clock_resolution = 1e-9
+        self.ready: deque[Event] = deque()
+        self._timers: list[tuple[float, int, Event]] = []
+        self._serial = 0
         self._pids = 100
         self.processes: dict[int, Process] = {}
         self.init = self.spawn_process("init")
@@ -150,12 +149,6 @@ class Kernel(asyncio.BaseEventLoop):
     def process(self) -> Process:
         """The one that is running."""
         return _PROCESS.get(self.init)
-
-    def count(self) -> None:
-        """One more event has happened."""
-        self.events += 1
-        if self.events > MAX_EVENTS:
-            raise Violation(f"{MAX_EVENTS:,} events and no end")
 
     def run(self, main: Callable[[], None]) -> None:
         """Runs the world until `main`, a thread of the first process, has returned. Raises what went wrong."""
@@ -186,27 +179,73 @@ class Kernel(asyncio.BaseEventLoop):
     def time(self) -> float:
         return self.now_s
 
-    def call_soon(self, callback: Any, *args: Any, context: Any = None) -> asyncio.Handle:  # type: ignore[override]
-        event = self._event(callback, args, context)
-        event.handle = super().call_soon(event, context=context)
-        return event.handle
+    def call_soon(self, callback: Any, *args: Any, context: Any = None) -> Event:  # type: ignore[override]
+        if context is None:
+            context = contextvars.copy_context()
+        event = Event(context.get(_PROCESS, self.init), self.now_s, callback, args, context)
+        self.ready.append(event)
+        return event
+
+    call_soon_threadsafe = call_soon  # type: ignore[assignment]
 
     def call_at(  # type: ignore[override]
         self, when: float, callback: Any, *args: Any, context: Any = None
-    ) -> asyncio.TimerHandle:
-        event = self._event(callback, args, context)
-        handle = super().call_at(when, event, context=context)
-        event.handle = handle
-        return handle
+    ) -> Event:
+        if context is None:
+            context = contextvars.copy_context()
+        return self._at(Event(context.get(_PROCESS, self.init), when, callback, args, context))
 
-    def call_soon_threadsafe(  # type: ignore[override]
-        self, callback: Any, *args: Any, context: Any = None
-    ) -> asyncio.Handle:
-        return self.call_soon(callback, *args, context=context)
+    def call_later(  # type: ignore[override]
+        self, delay: float, callback: Any, *args: Any, context: Any = None
+    ) -> Event:
+        return self.call_at(self.now_s + delay, callback, *args, context=context)
 
-    def _event(self, callback: Any, args: tuple[Any, ...], context: Any) -> _Event:
-        process = _PROCESS.get(self.init) if context is None else context.get(_PROCESS, self.init)
-        return _Event(process, callback, args, context)
+    def _at(self, event: Event) -> Event:
+        self._serial += 1  # of two at one time the first comes first
+        heapq.heappush(self._timers, (event.when_s, self._serial, event))
+        return event
+
+    def create_future(self) -> asyncio.Future[Any]:
+        return asyncio.Future(loop=self)
+
+    def create_task(  # type: ignore[override]
+        self, coro: Any, *, name: str | None = None, context: Any = None
+    ) -> asyncio.Task[Any]:
+        return asyncio.Task(coro, loop=self, name=name, context=context)
+
+    def _run_once(self) -> None:
+        """Everything up to the end: what is due, and then time goes on to what is due next."""
+        ready, timers = self.ready, self._timers
+        while not self._stopping:  # type: ignore[attr-defined]
+            if ready:
+                self._happen(ready.popleft())
+            elif timers:
+                when_s, _, event = heapq.heappop(timers)
+                if event.callback is not None:
+                    self.now_s = max(self.now_s, when_s)
+                    self._happen(event)
+            else:
+                raise Violation("nothing will ever happen again")
+
+    def _happen(self, event: Event) -> None:
+        callback, process = event.callback, event.process
+        if callback is None:
+            return
+        if process.paused:
+            process.backlog.append(event)
+        elif process.alive:
+            self.events += 1
+            if self.events > MAX_EVENTS:
+                raise Violation(f"{MAX_EVENTS:,} events and no end")
+            try:
+                if event.context is None:
+                    callback(*event.arguments)
+                else:
+                    event.context.run(callback, *event.arguments)
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException as error:
+                self.fail(error)
 
     def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:  # type: ignore[override]
         """On a thread of its own."""
@@ -224,12 +263,6 @@ class Kernel(asyncio.BaseEventLoop):
 
         self.call_later(self.rng.uniform(0, 0.002), self.thread, work)
         return future
-
-    def _process_events(self, event_list: list[Any]) -> None:
-        pass
-
-    def _write_to_self(self) -> None:
-        pass
 
     # Threads --------------------------------------------------------------------------------------------------------
 
@@ -249,8 +282,16 @@ class Kernel(asyncio.BaseEventLoop):
         thread = greenlet.greenlet(run, parent=self.hub)
         thread.gr_context = contextvars.copy_context()
         self.threads.append(thread)
-        self.call_soon(thread.switch)
+        self.wake(process, thread.switch)
         return thread
+
+    def wake(self, process: Process, switch: Callable[[], object]) -> None:
+        """A thread of `process` goes on: it brings its own context."""
+        self.ready.append(Event(process, self.now_s, switch, (), None))
+
+    def wake_later(self, process: Process, delay_s: float, switch: Callable[[], object]) -> Event:
+        """As `wake`, after a while."""
+        return self._at(Event(process, self.now_s + delay_s, switch, (), None))
 
     def in_thread(self) -> bool:
         """Whether the caller may wait: it is no coroutine and no callback."""
@@ -270,22 +311,22 @@ class Kernel(asyncio.BaseEventLoop):
 class Waiter:
     """One thread's one wait."""
 
-    __slots__ = ("_context", "_kernel", "_over", "_thread", "_timer", "woken")
+    __slots__ = ("_kernel", "_over", "_process", "_thread", "_timer", "woken")
 
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
         self._thread = greenlet.getcurrent()
+        self._process = kernel.process()
         self._over = False
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: Event | None = None
         self.woken = False
         if self._thread is kernel.hub:
             raise Violation("a coroutine waits as a thread would: it blocks its event loop")
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Whether it was woken, and not only the time was over."""
-        self._context = contextvars.copy_context()
         if timeout_s is not None:
-            self._timer = self._kernel.call_later(max(timeout_s, SHORTEST_S), self._resume)
+            self._timer = self._kernel.wake_later(self._process, max(timeout_s, SHORTEST_S), self._resume)
         self._kernel.hub.switch()
         return self.woken
 
@@ -294,7 +335,7 @@ class Waiter:
         if self.woken or self._over:
             return False
         self.woken = True
-        self._kernel.call_soon(self._resume, context=self._context)
+        self._kernel.wake(self._process, self._resume)
         return True
 
     def _resume(self) -> None:

@@ -18,7 +18,7 @@ from raystream.core.share_drafts import Draft
 from raystream.core.share_groups import ShareGroups
 from tests.sim.cluster.bugs import _not_written
 from tests.sim.cluster.queues import run
-from tests.sim.planted import Bug, replaced, seeds_to_catch
+from tests.sim.planted import Bug, caught, replaced, tell
 
 AT_MOST: Final = 15
 
@@ -69,17 +69,13 @@ BUGS: Final[Mapping[str, Bug]] = {
 """By what is wrong."""
 
 
-def caught(name: str) -> str:
+def line(name: str) -> str:
     """How many seeds it takes, and what is said then."""
-    bug = BUGS[name]
-    found = seeds_to_catch(run, bug, first=bug.at, at_most=1) or seeds_to_catch(run, bug, at_most=AT_MOST)
-    said = f"not caught by {AT_MOST} seeds" if found is None else f"{found[0]:4}  {found[1].splitlines()[0][:110]}"
-    return f"{name:60} {said}"
+    return caught(run, BUGS, name, at_most=AT_MOST)
 
 
 if __name__ == "__main__":
     if os.environ.get("PYTHONHASHSEED") != "0":
         os.environ["PYTHONHASHSEED"] = "0"
         os.execv(sys.executable, [sys.executable, "-m", "tests.sim.cluster.queue_bugs", *sys.argv[1:]])
-    for name in sys.argv[1:] or BUGS:
-        print(caught(name), flush=True)
+    tell(line, sys.argv[1:] or BUGS)
