@@ -247,7 +247,7 @@ class Cluster:
         """As `pipeline` of raystream.Cluster; its calls wait, so run them in threads."""
         return self.sync.pipeline(*arguments, **options)
 
-    async def run_consumers(self, topics: str | Sequence[str], group: str, **options: Any) -> ConsumerJob:
+    async def run_consumers(self, topics: Any, group: str | None = None, **options: Any) -> ConsumerJob:
         """As `run_consumers` of raystream.Cluster."""
         return ConsumerJob(await _in_thread(self.sync.run_consumers, topics, group, **options))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import threading
 import warnings
 import weakref
@@ -405,14 +406,15 @@ class Cluster(Consuming):
 
     def run_consumers(
         self,
-        topics: str | Sequence[str],
-        group: str,
+        topics: str | Sequence[str] | re.Pattern[str],
+        group: str | None = None,
         each_batch: Callable[[Any], Any] | None = None,
         each_record: Callable[[Any], Any] | None = None,
         workers: int = 1,
         name: str | None = None,
         num_cpus: float = 0,
         *,
+        share: str | None = None,
         start: Position = LATEST,
         consumer_options: Mapping[str, Any] | None = None,
         run_options: Mapping[str, Any] | None = None,
@@ -420,13 +422,16 @@ class Cluster(Consuming):
     ) -> ConsumerJob:
         """Runs a consumer's loop as `workers` Ray tasks. Raises PlacementFailed when Ray has no room within 10 s.
 
-        `start` and `consumer_options` are as for `consumer`, `run_options` (on_error, retries, dead_letter) as for
-        `Consumer.run`; everything else goes to `ray.remote`.
+        The workers are members of `group`, or of the share group `share`: then any of them takes any record, and what a
+        handler raises on is delivered again. `start` and `consumer_options` are as for `consumer`, `run_options`
+        (on_error, retries, dead_letter) as for `Consumer.run`, or as for `ShareConsumer.run`; everything else goes to
+        `ray.remote`.
         """
         return ConsumerJob.start(
             self,
             topics,
             group,
+            share=share,
             each_batch=each_batch,
             each_record=each_record,
             workers=workers,

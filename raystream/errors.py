@@ -35,7 +35,8 @@ RaystreamError
 ├── UnknownProducer
 ├── SchemaChanged
 ├── OffsetOutOfRange
-│   └── OffsetsLost                   retention or delete_records passed a position: records were never read
+│   ├── OffsetsLost                   retention or delete_records passed a position: records were never read
+│   └── LogTruncated                  an unclean election took back records that had been read
 ├── CorruptBatch                      bytes whose checksum or structure is wrong
 │   └── CorruptLog                    the same in a log's file, named with its position
 ├── StorageError
@@ -231,6 +232,15 @@ class OffsetsLost(OffsetOutOfRange):
     """Retention or delete_records took records away before a consumer read them.
 
     `.topic`, `.partition`; `.first` to `.next` is the half-open range of offsets that it steps over, `.count` of them.
+    """
+
+
+class LogTruncated(OffsetOutOfRange):
+    """Records that a consumer has read are not in the log any more: a replica that lacked them was elected, as a topic
+    may allow, or a disk lost what it had not synced (KIP-320).
+
+    `.topic`, `.partition`; `.position` is where the consumer stood, `.next` where the log parts from what it has read,
+    from which it goes on.
     """
 
 

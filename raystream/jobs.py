@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,7 @@ from raystream.types import Rows
 
 if TYPE_CHECKING:
     from raystream.client.consumer import Consumer
+    from raystream.client.share_consumer import ShareConsumer
     from raystream.cluster import Cluster
 
 PLACEMENT_WAIT_S: Final = 10.0
@@ -34,7 +36,8 @@ class WorkerStatus:
 class ConsumerJob:
     """Workers that run the same consumer loop as Ray tasks.
 
-    A worker that dies is not restarted here: its partitions go to the others at once. Thread-safe.
+    A worker that dies is not restarted here: its partitions, or the records that it had taken from a queue, go to the
+    others at once. `group` is the group, or share group, whose members they are. Thread-safe.
     """
 
     def __init__(self, name: str, group: str, workers: list[tasks.Task], board: tasks.Board) -> None:
@@ -47,9 +50,10 @@ class ConsumerJob:
     def start(
         cls,
         cluster: Cluster,
-        topics: str | Sequence[str],
-        group: str,
+        topics: str | Sequence[str] | re.Pattern[str],
+        group: str | None,
         *,
+        share: str | None = None,
         each_batch: Callable[[Any], Any] | None,
         each_record: Callable[[Any], Any] | None,
         workers: int,
@@ -60,19 +64,23 @@ class ConsumerJob:
         run_options: Mapping[str, Any] | None = None,
     ) -> ConsumerJob:
         """Starts the workers and waits until each has a process. Raises PlacementFailed after 10 s without one."""
+        joined = group or share
+        if joined is None or (group and share):
+            raise InvalidArgument("run_consumers takes either group= or share=: what its workers are members of")
         if (each_batch is None) == (each_record is None):
             raise InvalidArgument("run_consumers takes either each_batch= or each_record=")
-        settings = dict(consumer_options or {})
+        settings = {**({"group": group} if group else {"share": share}), **(consumer_options or {})}
         how = {"each_batch": each_batch, "each_record": each_record, **(run_options or {})}
 
-        def open_consumer(label: str) -> Consumer:
-            return cluster.consumer(topics, group=group, client_id=label, **settings)
+        def open_consumer(label: str) -> Consumer | ShareConsumer:
+            consumer: Consumer | ShareConsumer = cluster.consumer(topics, client_id=label, **settings)
+            return consumer
 
-        def run(consumer: Consumer) -> None:
+        def run(consumer: Consumer | ShareConsumer) -> None:
             consumer.run(**how)
 
         options = {"num_cpus": num_cpus, "max_retries": 0, **ray_remote_args}
-        return cls.start_loops(group, open_consumer, run, workers=workers, name=name, options=options)
+        return cls.start_loops(joined, open_consumer, run, workers=workers, name=name, options=options)
 
     @classmethod
     def start_loops(

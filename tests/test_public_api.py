@@ -72,7 +72,7 @@ CALLS: list[tuple[Any, str, dict[str, Any]]] = [
     (
         Cluster,
         "run_consumers",
-        {"topics": REQUIRED, "group": REQUIRED, "each_batch": None, "workers": ANY, "name": None, "num_cpus": 0},
+        {"topics": REQUIRED, "group": None, "each_batch": None, "workers": ANY, "name": None, "num_cpus": 0},
     ),
     (Cluster, "pipeline", {"source": REQUIRED, "transform": REQUIRED, "sink": REQUIRED, "group": REQUIRED}),
     (Cluster, "close", {}),

@@ -16,7 +16,8 @@ from raystream.clock import Clock
 from raystream.core.cleaning import SegmentFacts, clean_up_to
 from raystream.core.topic_names import is_internal
 from raystream.errors import RaystreamError
-from raystream.storage.cleaner import Cleaned, Cleaner, CleaningSettings
+from raystream.storage.cleaner import Cleaned, Cleaner, CleaningSettings, next_horizon
+from raystream.storage.fates import fates_in
 
 logger = logging.getLogger("raystream.partition")
 
@@ -41,6 +42,7 @@ class Compactor:
         self._replicas = replicas
         self._clock = clock
         self._on_writer = on_writer
+        self._horizons: dict[Replica, int | None] = {}
         self._stopping = threading.Event()
         self._worked_ms = 0.0
         self._thread = threading.Thread(target=self._run, name="raystream-compaction", daemon=True)
@@ -63,7 +65,9 @@ class Compactor:
     def round(self) -> list[Cleaned]:
         """Compacts every log that is due for it."""
         done = []
-        for replica in self._replicas():
+        served = self._replicas()
+        self._horizons = {replica: self._horizons[replica] for replica in served if replica in self._horizons}
+        for replica in served:
             if self._stopping.is_set():
                 break
             if not replica.config.compacts or is_internal(replica.spec.topic) or replica.key_column is None:
@@ -84,11 +88,12 @@ class Compactor:
         up_to = clean_up_to(
             [SegmentFacts(base, t.end_offset, t.size, t.first_append_ms, t.last_append_ms) for base, t in sealed],
             cleaned_to=log.cleaned_to,
-            bound=min(replica.high_watermark, log.flushed_end_offset),
+            bound=min(replica.last_stable_offset, log.flushed_end_offset),
             min_cleanable_dirty_ratio=config.min_cleanable_dirty_ratio,
             min_compaction_lag_ms=config.min_compaction_lag_ms,
             max_compaction_lag_ms=config.max_compaction_lag_ms,
             now_ms=self._clock.now_ms(),
+            horizon_ms=self._horizon_of(replica),
         )
         if up_to is None or replica.key_column is None:
             return None
@@ -102,10 +107,19 @@ class Compactor:
             delete_retention_ms=config.delete_retention_ms,
         )
         self._worked_ms = self._clock.monotonic_ms()
-        cleaner = Cleaner(
-            log, settings, self._on_writer, now_ms=self._clock.now_ms(), breathe=lambda: self._breathe(replica)
-        )
-        return cleaner.run(up_to)
+        now_ms = self._clock.now_ms()
+        in_sync = set(replica.spec.isr) >= set(replica.spec.replicas)
+        fates = self._on_writer(lambda: fates_in(log, now_ms=now_ms, in_sync=in_sync))
+        cleaner = Cleaner(log, settings, self._on_writer, fates, now_ms=now_ms, breathe=lambda: self._breathe(replica))
+        cleaned = cleaner.run(up_to)
+        self._horizons[replica] = cleaned.next_horizon_ms
+        return cleaned
+
+    def _horizon_of(self, replica: Replica) -> int | None:
+        """When the next tombstone of what is clean may go; for a log that was just opened its headers are read."""
+        if replica not in self._horizons:
+            self._horizons[replica] = next_horizon(replica.log)
+        return self._horizons[replica]
 
     def _breathe(self, replica: Replica) -> None:
         took_ms = self._clock.monotonic_ms() - self._worked_ms

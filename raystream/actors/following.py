@@ -33,7 +33,7 @@ class Replicated:
     request: m.ReplicateRequest
     batches: Sequence[tuple[memoryview, b.BatchHeader]]
     producers: ProducerState | None = None
-    """What the leader remembers of producers, where its log is to be begun anew."""
+    """What the leader remembers of producers whose batches it does not have any more as they were."""
 
 
 class Following:
@@ -98,12 +98,13 @@ class Following:
 
     def _truncate(self, request: Truncate, producers: ProducerState | None) -> None:
         offset = self.core.truncation(request)
-        if offset is None:
-            return
-        if request.anew:
+        if offset is not None and request.anew:
             self._log.begin_at(offset, producers)
-        elif self._log.truncate(offset) != offset:
+            return
+        if offset is not None and self._log.truncate(offset) != offset:
             raise StorageError(f"offset {offset} stands inside a batch of this replica: its log cannot be cut there")
+        if producers is not None:
+            self._log.learn(producers)
 
     def _take(self, ticket: Ticket[Replicated], request: Send) -> None:
         batches = ticket.work.batches

@@ -110,7 +110,10 @@ class Leading:
         self._in_hand: tuple[int, _Read] | None = None
         """The group of batches that was appended last and where it begins, where it is small."""
         self._read_last: tuple[tuple[int, int], _Read | None] | None = None
+        self._told: dict[tuple[int, int], int] = {}
+        """Of each follower's life: it has been told of the producers of what was compacted below this offset."""
         end = self._log.flush()
+        self._log.producers.cut(end)
         spec = replica.spec
         self._actors = dict(spec.actors)
         self.core = Leader(
@@ -339,6 +342,8 @@ class Leading:
         elif request.max_bytes == 0:
             self.core.sent(follower, request, request.offset, 0)
             self._dispatch(follower, actor, request, b"")
+        elif request.offset < self._log.cleaned_to > self._told.get((follower, request.incarnation), 0):
+            self.core.failed(follower, request.round)  # aligning it again tells it
         elif request.catch_up:
             self._outbox.beside(
                 lambda: self._read(request), lambda read, _: self._dispatch_read(follower, request, read)
@@ -349,10 +354,13 @@ class Leading:
             self._dispatch_read(follower, request, self._read_last[1])  # the other followers are sent the same
 
     def _remembered(self, request: Probe | Truncate) -> bytes:
-        """What a follower that begins anew cannot know: the producers of what was deleted."""
-        if not isinstance(request, Truncate) or not request.anew:
+        """What a follower cannot learn from the batches that it is about to get: the producers of what was deleted, or
+        compacted."""
+        cleaned_to = self._log.cleaned_to
+        if not isinstance(request, Truncate) or not (request.anew or request.offset < cleaned_to):
             return b""
-        return self._log.producers.below(request.offset).to_bytes(request.offset)
+        below = max(request.offset, cleaned_to)
+        return self._log.producers.below(below).to_bytes(below)
 
     def _read(self, request: Send) -> _Read | None:
         """The batches of a Send; None where they are not there any more."""
@@ -364,9 +372,11 @@ class Leading:
             if not spans:
                 return None
             stored = self._log.stored(spans)
-            end = self._log.bounds_of(spans[-1])[1]
-            if self._log.compacted and (shortened := self._log.from_inside(request.offset, spans)) is not None:
-                return _Read(*shortened)
+            begins, end = self._log.bounds_of(spans[-1])
+            if len(spans) > 1:
+                begins, _ = self._log.bounds_of(spans[0])
+            if begins < request.offset:
+                return _Read(*self._log.from_inside(request.offset, spans))
             return _Read(stored if len(stored) > IN_HAND_BYTES else stored.read(), end)
         except RaystreamError as error:
             self._replica.note(f"cannot read from offset {request.offset} on for a follower", error)
@@ -393,7 +403,11 @@ class Leading:
             log_start_offset=self._log.start_offset,
         )
 
+        cleaned_to = self._log.cleaned_to
+
         def then(answer: Any, error: Exception | None) -> None:
+            if isinstance(request, Truncate) and isinstance(answer, Answer) and not answer.gap:
+                self._told[follower, answer.incarnation] = cleaned_to
             self._answered(follower, request, answer, error)
 
         self._outbox.replicate(actor, message, batches, SETTINGS.request_timeout_ms, then)

@@ -69,6 +69,8 @@ class Replica:
         self.log: Log
         self.damage: tuple[Damage, ...] = ()
         """What is known to be bad in the log and is not repaired; the scrubber's to set."""
+        self.beyond_repair: str | None = None
+        """Why the log is to be filled anew from the others; the scrubber's to set."""
         self._files = files
         self._outbox = outbox
         self.lease_until_ms = lease_until_ms
@@ -228,8 +230,8 @@ class Replica:
         return Append(self, message, b.parse(message), 0)
 
     def check_replicated(self, request: m.ReplicateRequest, payload: Any) -> Replicated:
-        """A leader's batches, taken apart; every CRC is checked before any of them is written. With the order to begin
-        anew come the producers instead."""
+        """A leader's batches, taken apart; every CRC is checked before any of them is written. With the order where to
+        cut the log may come producers instead."""
         if isinstance(request.request, Truncate):
             data = bytes(payload)
             return Replicated(self, request, (), ProducerState.from_bytes(data, self.clock)[0] if data else None)
@@ -252,6 +254,7 @@ class Replica:
         stable, high_watermark = self.last_stable_offset, self.high_watermark
         aborted = self.log.producers.aborted.entries  # before the look-up: a deletion takes them with their records
         start = self.log.start_offset
+        self._check_unparted(request)
         if not start <= request.offset <= high_watermark:
             if request.offset > high_watermark and isinstance(self.role, Following):
                 raise NotLeader(f"this follower of {self.name} knows of offsets below {high_watermark} only")
@@ -274,6 +277,19 @@ class Replica:
             leader_epoch=self.spec.leader_epoch,
             aborted=tuple((*entry,) for entry in self._aborted(aborted, request, spans, end)),
         )
+
+    def _check_unparted(self, request: m.FetchRequest) -> None:
+        """Raises OffsetOutOfRange where the log does not hold what the reader has read before."""
+        if request.last_epoch == m.NO_EPOCH or isinstance(self.role, Following):
+            return
+        parted = self.log.epochs.end_of(request.last_epoch, self.log.end_offset)
+        if parted is not None and parted < request.offset:
+            raise OffsetOutOfRange(
+                f"offset {request.offset} of {self.name} was read in leader epoch {request.last_epoch}, of which this "
+                f"log holds what lies below {parted}",
+                offset=request.offset,
+                diverging_offset=parted,
+            )
 
     def _found(self, request: m.FetchRequest, end: int) -> tuple[tuple[m.Span, ...], tuple[bytes, ...]]:
         """Where the batches stand, and, unless the reader maps them, their bytes; looked for again where compaction has
@@ -371,7 +387,7 @@ class Replica:
             size_bytes=self.log.size_bytes,
             segments=self.log.segment_count,
             leading=isinstance(self.role, Leading),
-            error=self.role.trouble,
+            error=self.role.trouble or self.beyond_repair,
         )
 
     def _check_reads(self, follower: bool) -> None:

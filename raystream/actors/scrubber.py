@@ -2,7 +2,8 @@
 
 A replica's log is read through at most once a day, and all actors of one disk together read at one bounded rate: they
 take turns by a lock. What is found is reported, written down in the log's directory, not served, and repaired from the
-first replica that has it whole. A leader that cannot be repaired asks the controller to let another lead.
+first replica that has it whole. A leader that cannot be repaired asks the controller to let another lead. A follower
+whose log was compacted otherwise than the others' cannot be repaired in part: it is put aside and filled anew.
 """
 
 from __future__ import annotations
@@ -215,6 +216,7 @@ class Scrubber:
 
     def _repair(self, replica: Replica, segment: Segment, damages: Sequence[Damage]) -> bool:
         spec = replica.spec
+        otherwise: repair.DifferentlyCompacted | None = None
         for actor in _in_order(spec):
             fetch = partial(self._fetch, spec, actor)
             try:
@@ -226,10 +228,14 @@ class Scrubber:
                     self._on_writer(work)
             except RaystreamError as error:
                 logger.warning("%s could not be repaired from %s: %s", segment.path, actor, error)
+                if isinstance(error, repair.DifferentlyCompacted):
+                    otherwise = error
                 continue
             logger.warning("%s was repaired from %s", segment.path, actor)
             self._note(replica, segment.path, [])
             return True
+        if otherwise is not None and spec.leader != spec.broker_id:
+            replica.beyond_repair = f"{m.CORRUPT_LOG}{segment.path}: {otherwise}"
         return False
 
     def _fetch(self, spec: m.ReplicaSpec, actor: str, offset: int, end_offset: int) -> bytes:

@@ -16,6 +16,7 @@ from raystream.client.delivered import Batch
 from raystream.client.fetched import Fetched
 from raystream.client.records import Run
 from raystream.errors import RaystreamError
+from raystream.messages import NO_EPOCH
 from raystream.types import TopicPartition
 
 
@@ -30,6 +31,8 @@ class Assigned:
         """The group's epoch in which the partition was assigned."""
         self.begin = offset
         self.fetch_offset = offset
+        self.last_epoch = NO_EPOCH
+        """The leader epoch of what was fetched before `fetch_offset`, where it is known."""
         self.position = offset
         self.processed = offset
         self.committed: int | None = None

@@ -21,7 +21,8 @@ from raystream.client.delivered import Batch
 from raystream.client.fetched import Fetched, join_head
 from raystream.client.loop import LONGEST_WAIT_S
 from raystream.client.records import Deserializer, Run
-from raystream.errors import Closed, CorruptBatch, NewerFormat, OffsetsLost, RaystreamError
+from raystream.errors import Closed, CorruptBatch, NewerFormat, OffsetOutOfRange, RaystreamError
+from raystream.messages import NO_EPOCH
 from raystream.types import TopicPartition
 
 Wake: TypeAlias = Callable[[], None]
@@ -40,11 +41,11 @@ class Buffer:
         check_crcs: bool,
         deserializers: tuple[Deserializer | None, Deserializer | None],
         max_batch_bytes: int = JOINED_BYTES,
-        on_lost: Callable[[OffsetsLost], object] | None = None,
+        on_lost: Callable[[OffsetOutOfRange], object] | None = None,
     ) -> None:
         self._post = post
         self._on_lost = on_lost
-        self._lost: deque[OffsetsLost] = deque()
+        self._lost: deque[OffsetOutOfRange] = deque()
         self._joined_bytes = min(max_batch_bytes, JOINED_BYTES)
         self._check_crcs = check_crcs
         self._deserializers = deserializers
@@ -82,7 +83,7 @@ class Buffer:
                 return False
             slot.queue.append(fetched)
             slot.buffered_bytes += fetched.size_bytes
-            slot.fetch_offset = fetched.next_offset
+            slot.fetch_offset, slot.last_epoch = fetched.next_offset, fetched.last_epoch
             self._notify()
             return True
 
@@ -106,7 +107,7 @@ class Buffer:
         with self._ready:
             return not slot.queue and (self._hand is None or self._hand.slot is not slot)
 
-    def lose(self, lost: OffsetsLost) -> None:
+    def lose(self, lost: OffsetOutOfRange) -> None:
         """The user is told at the next call that asks for more, once."""
         with self._ready:
             if self._on_lost is not None:
@@ -352,6 +353,7 @@ class Buffer:
             slot.due = None
             slot.error = None
             slot.fetch_offset = slot.position = slot.processed = offset
+            slot.last_epoch = NO_EPOCH
 
     def pause(self, slot: Assigned, paused: bool) -> None:
         with self._ready:

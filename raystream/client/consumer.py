@@ -22,23 +22,23 @@ from raystream.client.committing import Committing
 from raystream.client.delivered import Batch
 from raystream.client.handlers import Produce, run_handlers
 from raystream.client.loop import BackgroundLoop
-from raystream.client.membership import Subscription
 from raystream.client.notebook import replace_earlier
 from raystream.client.positions import by_topic
 from raystream.client.records import Deserializer, Run
 from raystream.client.routing import Routing
 from raystream.client.session import Session
+from raystream.client.subscription import Subscription
 from raystream.config import ConsumerConfig
-from raystream.errors import Closed, InvalidArgument, InvalidRecord, OffsetsLost, RaystreamError, RequestTimeout
+from raystream.errors import Closed, InvalidArgument, InvalidRecord, OffsetOutOfRange, RaystreamError, RequestTimeout
 from raystream.types import LATEST, PartitionLag, Position, Record, Rows, TopicPartition
 
 T = TypeVar("T")
-OnOffsetsLost = Literal["raise", "warn"] | Callable[[OffsetsLost], Any]
+OnOffsetsLost = Literal["raise", "warn"] | Callable[[Any], Any]
+"""A callable takes an OffsetsLost, a LogTruncated, or an OffsetOutOfRange of a position past the end."""
 
 CLOSE_WAIT_S: Final = 8.0
 EXIT_WAIT_S: Final = 2.0
 _open: weakref.WeakSet[Consumer] = weakref.WeakSet()
-_TOPIC_NAME: Final = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 
 
 class Consumer:
@@ -55,7 +55,9 @@ class Consumer:
 
     Where retention or `delete_records` took records away before they were read, `on_offsets_lost` says what becomes of
     that: "raise" raises OffsetsLost, once, from the call that asks for more, and the next call goes on behind the
-    range; "warn" logs it; a callable is called with it, on the thread that iterates.
+    range; "warn" logs it; a callable is called with it, on the thread that iterates. So it is with LogTruncated, where
+    an unclean election took back what was read already: the next call goes on where the log parts from that. A position
+    past the log's end is an OffsetOutOfRange in the same way, and `start` says where to go on.
 
     `start` counts where there is no committed position (always, without a group). Errors that may pass are retried
     without end and never raised. One thread iterates; `stop`, `commit`, `pause`, `seek` and the looks at positions
@@ -78,7 +80,7 @@ class Consumer:
         on_offsets_lost: OnOffsetsLost = "raise",
         produce: Produce | None = None,
     ) -> None:
-        self._subscription = _subscription(topics)
+        self._subscription = Subscription.of(topics)
         self._loop = loop
         self._config = config
         self.group = group
@@ -411,7 +413,7 @@ def _on_lost(given: Any) -> Any:
     return given
 
 
-def _raise(error: OffsetsLost) -> NoReturn:
+def _raise(error: OffsetOutOfRange) -> NoReturn:
     raise error
 
 
@@ -423,18 +425,6 @@ def _instance_id(given: Any, group: str | None) -> str:
     if not isinstance(given, str) or not given:
         raise InvalidArgument(f"group_instance_id is a name that this member keeps over restarts, not {given!r}")
     return given
-
-
-def _subscription(topics: str | Sequence[str] | re.Pattern[str]) -> Subscription:
-    if isinstance(topics, re.Pattern):
-        return Subscription(pattern=topics.pattern)
-    names = (topics,) if isinstance(topics, str) else tuple(topics)
-    if not names:
-        raise InvalidArgument("a consumer needs a topic: give one, a list, or a compiled pattern")
-    for name in names:
-        if not _TOPIC_NAME.fullmatch(str(name)):
-            raise InvalidArgument(f"{name!r} is no topic name; for a pattern give re.compile({name!r})")
-    return Subscription(topics=tuple(dict.fromkeys(names)))
 
 
 def _poster(loop: BackgroundLoop) -> Callable[[Callable[[], None]], None]:

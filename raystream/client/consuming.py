@@ -53,7 +53,7 @@ class Consuming:
     @overload
     def consumer(
         self,
-        topics: str | Sequence[str],
+        topics: str | Sequence[str] | re.Pattern[str],
         group: None = None,
         start: Position = LATEST,
         *,

@@ -49,6 +49,8 @@ class Fetched:
     size_bytes: int
     high_watermark: int
     end_offset: int | None = None
+    last_epoch: int = m.NO_EPOCH
+    """The leader epoch of the last batch, also of one that was left out."""
 
 
 def join_head(queue: deque[Any], up_to_bytes: int) -> None:
@@ -149,7 +151,7 @@ def batches_from(
     Raises CorruptBatch where the bytes are no run of batches that go on from `offset`.
     """
     entries = []
-    next_offset = offset
+    next_offset, last_epoch = offset, m.NO_EPOCH
     ranges: dict[int, list[tuple[int, int]]] = {}
     for producer_id, first, last in aborted:
         ranges.setdefault(producer_id, []).append((first, last))
@@ -160,7 +162,7 @@ def batches_from(
             continue
         if header.base_offset < next_offset and next_offset != offset:
             raise CorruptBatch(f"the batch at offset {header.base_offset} stands behind offset {next_offset}")
-        next_offset = header.next_offset
+        next_offset, last_epoch = header.next_offset, header.leader_epoch
         taken_back = header.is_transactional and any(
             first <= header.base_offset <= last for first, last in ranges.get(header.producer_id, ())
         )
@@ -171,4 +173,4 @@ def batches_from(
         return None
     if end_offset is not None:
         next_offset = min(next_offset, max(end_offset, offset))
-    return Fetched(schema, entries, offset, next_offset, len(data), high_watermark, end_offset)
+    return Fetched(schema, entries, offset, next_offset, len(data), high_watermark, end_offset, last_epoch)

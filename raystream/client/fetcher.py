@@ -2,7 +2,8 @@
 
 Guarantees: batches reach the buffer in offset order, without gaps other than those of the log; errors that may pass
 are retried for as long as the partition is assigned; an offset that is gone is reset as `start` says, once what was
-fetched before it is read, with a warning; records that are lost so are reported to the user as a range (OffsetsLost).
+fetched before it is read, and the user is told: of a range that was lost (OffsetsLost), of records that it has read and
+the log holds no more (LogTruncated; it goes on where the log parts from what it has read), of a position past the end.
 """
 
 from __future__ import annotations
@@ -21,7 +22,14 @@ from raystream.client.buffer import Buffer
 from raystream.client.fetched import Fetched, SpanGone, SpanUnreadable, batches_from, pieces
 from raystream.client.routing import MAX_BACKOFF_MS, Leader, Routing
 from raystream.config import ConsumerConfig
-from raystream.errors import CorruptBatch, OffsetOutOfRange, OffsetsLost, RaystreamError, TopicNotFound
+from raystream.errors import (
+    CorruptBatch,
+    LogTruncated,
+    OffsetOutOfRange,
+    OffsetsLost,
+    RaystreamError,
+    TopicNotFound,
+)
 from raystream.schema import RAW_SCHEMA
 from raystream.types import TopicPartition
 
@@ -131,7 +139,7 @@ class Fetcher:
         return max(min(self._config.max_fetch_bytes, self._share_bytes() // 2), MIN_FETCH_BYTES)
 
     async def _fetch_once(self, slot: Assigned) -> None:
-        generation, offset = slot.generation, slot.fetch_offset
+        generation, offset, last_epoch = slot.generation, slot.fetch_offset, slot.last_epoch
         wait_ms = self._config.fetch_max_wait_ms
         topic, partition = slot.partition
         mapped = False
@@ -153,6 +161,7 @@ class Fetcher:
                 follower=leader.follower,
                 client_id=self._client_id,
                 committed=self._config.committed,
+                last_epoch=last_epoch,
             )
             return await leader.port.fetch(request, timeout_ms=min(left_ms, wait_ms + self._config.request_timeout_ms))
 
@@ -221,10 +230,11 @@ class Fetcher:
     async def _on_out_of_range(self, slot: Assigned, found: OffsetOutOfRange) -> None:
         generation, was = slot.generation, slot.fetch_offset
         another = getattr(found, "another_topic", False)
+        parted: int | None = getattr(found, "diverging_offset", None)
         if not another:
             await self._drained(slot)
         try:
-            offset = await self._reset(slot.partition, None if another else was)
+            offset = await self._reset(slot.partition, None if another else was) if parted is None else parted
         except RaystreamError as error:
             if not error.retriable:
                 await self._park(slot, error)
@@ -232,17 +242,41 @@ class Fetcher:
         if slot.generation != generation:
             return
         self._buffer.move(slot, offset)
+        topic, partition = slot.partition
         where = f"{slot.partition}: offset {was:,}"
+        lost: OffsetOutOfRange
         if another:
             log.warning("%s belongs to a topic that was deleted and created again; going on at %d", where, offset)
+            return
+        if parted is not None:
+            lost = LogTruncated(
+                f"{where} is no longer there: the log was truncated, and holds of what was read what lies below "
+                f"{parted:,}; going on there",
+                topic=topic,
+                partition=partition,
+                position=was,
+                next=parted,
+            )
         elif offset <= was:
-            log.warning("%s is no longer there: the log ends before it; going on at %d", where, offset)
+            lost = OffsetOutOfRange(
+                f"{where} is not there: the log ends before it; going on at {offset:,}",
+                topic=topic,
+                partition=partition,
+                position=was,
+                next=offset,
+            )
         else:
-            topic, partition = slot.partition
             count = offset - was
-            lost = f"{where} is no longer there: {count:,} records were lost; going on at {offset:,}"
-            log.warning("%s", lost)
-            self._buffer.lose(OffsetsLost(lost, topic=topic, partition=partition, first=was, next=offset, count=count))
+            lost = OffsetsLost(
+                f"{where} is no longer there: {count:,} records were lost; going on at {offset:,}",
+                topic=topic,
+                partition=partition,
+                first=was,
+                next=offset,
+                count=count,
+            )
+        log.warning("%s", lost)
+        self._buffer.lose(lost)
 
 
 async def schema_of(routing: Routing, topic: str, schema_id: int) -> pa.Schema:

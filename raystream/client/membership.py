@@ -16,13 +16,13 @@ import os
 import socket
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final, Protocol
 
 from raystream import messages as m
 from raystream.client.assigned import Assigned
 from raystream.client.buffer import Buffer
 from raystream.client.routing import MAX_BACKOFF_MS, Routing
+from raystream.client.subscription import Subscription
 from raystream.config import ConsumerConfig
 from raystream.errors import FencedMember, RaystreamError, UnknownMember
 from raystream.types import TopicPartition
@@ -36,17 +36,6 @@ IDLE_HEARTBEAT_MS: Final = 250.0
 """A member that waits for others to let go asks more often."""
 COMMIT_AGAIN_MS: Final = 50.0
 LAST_COMMITS_S: Final = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class Subscription:
-    """The topics by name, or the pattern their names match."""
-
-    topics: tuple[str, ...] = ()
-    pattern: str | None = None
-
-    def __str__(self) -> str:
-        return f"topics matching {self.pattern!r}" if self.pattern is not None else ", ".join(self.topics)
 
 
 class Holder(Protocol):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import re
 from collections.abc import Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -18,9 +17,10 @@ from raystream.client.assigned import Assigned
 from raystream.client.buffer import Buffer, watched
 from raystream.client.columns import Shape
 from raystream.client.fetcher import Fetcher
-from raystream.client.membership import COMMIT_AGAIN_MS, Membership, Subscription
+from raystream.client.membership import COMMIT_AGAIN_MS, Membership
 from raystream.client.positions import Offsets, Place, parse, partitions_of, resolve
 from raystream.client.routing import Routing
+from raystream.client.subscription import Subscription
 from raystream.config import ConsumerConfig
 from raystream.errors import (
     FencedMember,
@@ -129,20 +129,13 @@ class Session:
 
     async def _partitions(self, *, strict: bool) -> list[TopicPartition]:
         found: list[TopicPartition] = []
-        for topic in await self._topic_names():
+        for topic in await self._subscription.present(self._routing):
             try:
                 found.extend(await partitions_of(self._routing, topic))
             except TopicNotFound:
                 if strict:
                     raise
         return found
-
-    async def _topic_names(self) -> list[str]:
-        if self._subscription.pattern is None:
-            return list(self._subscription.topics)
-        matches = re.compile(self._subscription.pattern).fullmatch
-        reply = await self._routing.metadata()
-        return [topic.name for topic in reply.topics or () if matches(topic.name)]
 
     # Without a group ------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ import atexit
 import contextlib
 import logging
 import os
+import re
 import socket
 import sys
 import time
@@ -24,6 +25,7 @@ from raystream.client.records import Deserializer
 from raystream.client.routing import Routing
 from raystream.client.share_ledger import Delivery, ShareLedger
 from raystream.client.share_session import ShareSession
+from raystream.client.subscription import Subscription
 from raystream.config import ShareConfig
 from raystream.errors import Closed, FencedMember, InvalidArgument, InvalidRecord, RaystreamError, RequestTimeout
 from raystream.types import LATEST, Position, Record, TopicPartition
@@ -62,7 +64,7 @@ class ShareConsumer:
         loop: BackgroundLoop,
         config: ShareConfig,
         *,
-        topics: str | Sequence[str],
+        topics: str | Sequence[str] | re.Pattern[str],
         share: str,
         start: Position = LATEST,
         dead_letter: str | None = None,
@@ -70,11 +72,11 @@ class ShareConsumer:
         value_deserializer: Deserializer | None = None,
         client_id: str = "",
     ) -> None:
-        names = _names(topics)
+        subscription = Subscription.of(topics)
         self._loop = loop
         self._config = config
         self.share = share
-        self._topics = names
+        self._subscription = subscription
         self._pid = os.getpid()
         self._closed = False
         self._explicit = False
@@ -86,7 +88,7 @@ class ShareConsumer:
             routing,
             config,
             self._ledger,
-            topics=names,
+            subscription=subscription,
             group=share,
             start=start,
             dead_letter=dead_letter,
@@ -96,7 +98,7 @@ class ShareConsumer:
         # Background tasks hold the session and the ledger, never this object: when it goes, they end.
         self._finalizer = weakref.finalize(self, _abandon, loop, self._session, self._ledger, self._pid)
         self._finalizer.atexit = False
-        replace_earlier(self, (share, names))
+        replace_earlier(self, (share, subscription))
         try:
             self._call(self._session.begin())
         except BaseException:
@@ -363,7 +365,7 @@ class ShareConsumer:
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "open"
-        return f"<ShareConsumer of {', '.join(self._topics)}, share group {self.share!r}: {state}>"
+        return f"<ShareConsumer of {self._subscription}, share group {self.share!r}: {state}>"
 
     def _check_open(self) -> None:
         if self._pid != os.getpid():
@@ -377,16 +379,6 @@ class ShareConsumer:
 
     def _call(self, work: Coroutine[Any, Any, T]) -> T:
         return self._loop.run(work)
-
-
-def _names(topics: str | Sequence[str]) -> tuple[str, ...]:
-    given: Any = (topics,) if isinstance(topics, str) else topics
-    if not isinstance(given, Sequence) or not all(isinstance(name, str) for name in given):
-        raise InvalidArgument(f"a share group reads topics by name, not by {topics!r}")
-    names: tuple[str, ...] = tuple(given)
-    if not names:
-        raise InvalidArgument("a consumer needs a topic: give one or a list")
-    return tuple(dict.fromkeys(names))
 
 
 def _deadline(timeout: float | None) -> float | None:

@@ -22,6 +22,7 @@ from raystream.client.positions import Offsets, parse, partitions_of, resolve
 from raystream.client.routing import MAX_BACKOFF_MS, Routing
 from raystream.client.share_fetching import Deserializers, ShareFetcher
 from raystream.client.share_ledger import Delivery, ShareLedger
+from raystream.client.subscription import Subscription
 from raystream.config import ShareConfig
 from raystream.errors import CorruptBatch, OffsetOutOfRange, RaystreamError, RequestTimeout, UnknownMember
 from raystream.ports import CoordinatorPort
@@ -51,7 +52,7 @@ class ShareSession:
         config: ShareConfig,
         ledger: ShareLedger,
         *,
-        topics: tuple[str, ...],
+        subscription: Subscription,
         group: str,
         start: Position,
         dead_letter: str | None,
@@ -61,9 +62,9 @@ class ShareSession:
         self._routing = routing
         self._config = config
         self._ledger = ledger
-        self._topics = topics
+        self._subscription = subscription
         self.group = group
-        self._place = parse(start, topics, now_ms=routing.clock.now_ms())
+        self._place = parse(start, subscription.topics, now_ms=routing.clock.now_ms())
         self._dead_letter = dead_letter or ""
         self._client = client
         self._fetcher = ShareFetcher(routing, config, deserializers)
@@ -74,6 +75,8 @@ class ShareSession:
         self._received = 0
         self._ask = min(FIRST_ASK, config.max_poll_records)
         self._pause_ms = EMPTY_PAUSE_MS
+        self._dying = False
+        """Records wait for their way into the dead-letter topic, and nobody takes them along with others."""
         self._life = 0
         """Grows whenever the member joins anew."""
         self._joining = asyncio.Lock()
@@ -88,9 +91,11 @@ class ShareSession:
     async def begin(self) -> None:
         """Fixes where the group starts if it is new, and joins. Raises TopicNotFound, PartitionNotFound,
         InvalidArgument, RequestTimeout."""
+        topics = await self._subscription.present(self._routing)
         if self._dead_letter:
-            await check_dead_letter_topic(self._routing, self._dead_letter, self._topics)
-        partitions = [p for topic in self._topics for p in await partitions_of(self._routing, topic)]
+            await check_dead_letter_topic(self._routing, self._dead_letter, self._subscription.topics)
+            topics = [topic for topic in topics if topic != self._dead_letter]  # a pattern may match it
+        partitions = [p for topic in topics for p in await partitions_of(self._routing, topic)]
         self._starts = await resolve(self._routing, self._place, partitions)
         await self._join()
         self._ledger.when_said = self._said.set
@@ -119,7 +124,8 @@ class ShareSession:
             group=self.group,
             member_id=self.member_id,
             intent=intent,
-            topics=self._topics if joins else (),
+            topics=self._subscription.topics if joins else (),
+            pattern=self._subscription.pattern if joins else None,
             starts=tuple((*place, offset) for place, offset in self._starts.items()) if joins else (),
             max_deliveries=self._config.max_deliveries,
             lock_timeout_ms=self._config.lock_timeout_ms,
@@ -167,7 +173,10 @@ class ShareSession:
     async def _beat(self) -> None:
         async def beat() -> None:
             await asyncio.sleep(self._config.heartbeat_interval_ms / 1000)
-            await self._heartbeat(m.STAY, self._config.request_timeout_ms)
+            reply = await self._heartbeat(m.STAY, self._config.request_timeout_ms)
+            if reply.dying:
+                self._dying = True
+                self._taken.set()
 
         await self._steadily(beat)
 
@@ -179,21 +188,31 @@ class ShareSession:
     async def _acquire_once(self) -> None:
         await self._room()
         clock = self._routing.clock
+        began_ms = clock.monotonic_ms()
+        found = await self._ask_for(self._ask, self._config.fetch_max_wait_ms)
+        if found or clock.monotonic_ms() - began_ms >= EMPTY_PAUSE_MS:
+            self._pause_ms = EMPTY_PAUSE_MS
+        else:  # the coordinator lets no more members wait
+            await asyncio.sleep(self._pause_ms / 1000)
+            self._pause_ms = min(self._pause_ms * 2, MAX_EMPTY_PAUSE_MS)
+
+    async def _ask_for(self, max_records: int, max_wait_ms: int, *, dying_only: bool = False) -> bool:
+        """Acquires, and hands on what comes. Whether anything did."""
         request = m.ShareAcquireRequest(
             group=self.group,
             member_id=self.member_id,
-            max_records=self._ask,
-            max_wait_ms=self._config.fetch_max_wait_ms,
+            max_records=max_records,
+            max_wait_ms=max_wait_ms,
             sequence=next(self._sequence),
             received=self._received,
+            dying_only=dying_only,
         )
-        began_ms = clock.monotonic_ms()
         reply: m.ShareAcquireReply = await self._call(
             lambda port, left_ms: port.share_acquire(request, timeout_ms=left_ms),
-            self._config.fetch_max_wait_ms + self._config.request_timeout_ms,
+            max_wait_ms + self._config.request_timeout_ms,
         )
         self._received = request.sequence
-        arrived_ms = clock.monotonic_ms()
+        arrived_ms = self._routing.clock.monotonic_ms()
         dying = [found for found in reply.ranges if found[5]]
         for found in dying:
             task = self._spawned(self._bury(found, request.sequence, reply.dead_letter))
@@ -202,21 +221,21 @@ class ShareSession:
         await asyncio.gather(
             *(self._deliver(found, request.sequence, arrived_ms) for found in reply.ranges if not found[5])
         )
-        if reply.ranges or arrived_ms - began_ms >= EMPTY_PAUSE_MS:
-            self._pause_ms = EMPTY_PAUSE_MS
-        else:  # the coordinator lets no more members wait
-            await asyncio.sleep(self._pause_ms / 1000)
-            self._pause_ms = min(self._pause_ms * 2, MAX_EMPTY_PAUSE_MS)
+        return bool(reply.ranges)
 
     async def _room(self) -> None:
         """Waits until the user has nearly run out, and learns from how long that takes how much to ask for. Who had
-        to give something back acquires nothing before its user asks for more."""
+        to give something back acquires nothing before its user asks for more, but for records that nobody is to handle:
+        those it buries whatever its user does."""
         clock = self._routing.clock
         began_ms = clock.monotonic_ms()
         had_any = gave_back = False
         while True:
             gave_back |= self._give_back_what_is_stale()
             self._taken.clear()
+            if self._dying:
+                self._dying = False
+                await self._ask_for(self._config.max_poll_records, 0, dying_only=True)
             queued = self._ledger.queued()
             if queued <= self._ask // 2 and not (gave_back and not self._ledger.hungry()):
                 break

@@ -29,26 +29,30 @@ def clean_up_to(
     min_compaction_lag_ms: int,
     max_compaction_lag_ms: int | None,
     now_ms: int,
+    horizon_ms: int | None = None,
 ) -> int | None:
     """The offset to compact up to, the end of one of the segments; None: not now.
 
     `bound` is the offset below which everything is replicated, decided and remembered. It is time when the dirty part
     is `min_cleanable_dirty_ratio` of all that could be compacted, or holds a record that was appended
-    `max_compaction_lag_ms` ago.
+    `max_compaction_lag_ms` ago. And it is time once `horizon_ms` has come, at which a tombstone may go: a log that
+    nobody writes to would keep it for ever.
     """
     clean_bytes = dirty_bytes = 0
-    upto = oldest_ms = None
+    clean_to = upto = oldest_ms = None
     for segment in sealed:
         if segment.end_offset > bound or now_ms - segment.last_append_ms < min_compaction_lag_ms:
             break
         if segment.end_offset <= cleaned_to:
             clean_bytes += segment.size_bytes
+            clean_to = segment.end_offset
             continue
         dirty_bytes += segment.size_bytes
         upto = segment.end_offset
         oldest_ms = segment.first_append_ms if oldest_ms is None else min(oldest_ms, segment.first_append_ms)
+    expired = horizon_ms is not None and now_ms >= horizon_ms
     if upto is None or oldest_ms is None:
-        return None
+        return clean_to if expired else None
     overdue = max_compaction_lag_ms is not None and now_ms - oldest_ms >= max_compaction_lag_ms
     enough = dirty_bytes / (clean_bytes + dirty_bytes) >= min_cleanable_dirty_ratio
-    return upto if overdue or enough else None
+    return upto if overdue or enough or expired else None

@@ -54,6 +54,7 @@ class Follower:
         """The log lacks, or holds otherwise, what is committed: the replica is of no use until somebody has looked."""
         self._epochs = epochs
         self._leader_high_watermark = high_watermark
+        self._took_rewritten = False
         self._probed: int | None = None
         """The round of the latest probe that was answered: the log is as that says, and to be cut by it alone."""
 
@@ -154,7 +155,7 @@ class Follower:
         for batch in batches:
             if batch.base_offset >= self.end_offset:
                 break
-            if batch.rewritten and batch.end_offset > self.end_offset:
+            if (batch.rewritten or self._took_rewritten) and batch.end_offset > self.end_offset:
                 return None  # sent before the follower's end was known
             if batch.end_offset > self.end_offset or self._epoch_at(batch.base_offset) not in (UNKNOWN, batch.epoch):
                 self.quarantined = True
@@ -186,6 +187,7 @@ class Follower:
             if not self._epochs or batch.epoch > self._epochs[-1][0]:
                 self._epochs = (*self._epochs, (batch.epoch, batch.base_offset))
             self.end_offset = batch.end_offset
+            self._took_rewritten = self._took_rewritten or batch.rewritten
 
     def flushed(self, end_offset: int) -> None:
         """All that was in the log below `end_offset` is on the disk."""

@@ -12,7 +12,7 @@ while deciding: a coordinator that begins anew knows no member, and every record
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from raystream import messages as m
 from raystream.core.deadlines import Deadlines
@@ -85,9 +85,8 @@ class ShareGroups:
             self._depart(group, member.member_id, drafts)
             return Decision(self._records(drafts), _settings(group.settings))
         member.hear(request.sequence, now_ms)
-        return Decision(
-            self._opened(group, topics, {}) if group.counts is not topics else (), _settings(group.settings)
-        )
+        opened = self._opened(group, topics, {}) if group.counts is not topics else ()
+        return Decision(opened, replace(_settings(group.settings), dying=group.has_dying()))
 
     def _join(self, request: m.ShareHeartbeatRequest, topics: Mapping[str, int], now_ms: float) -> Decision:
         settings = ShareGroupRecord(
@@ -113,6 +112,7 @@ class ShareGroups:
             request.session_timeout_ms,
             now_ms,
             request.sequence,
+            pattern=request.pattern,
         )
         self._members_due.watch((request.group, request.member_id))
         starts = {(topic, partition): offset for topic, partition, offset in request.starts}
@@ -125,7 +125,7 @@ class ShareGroups:
     ) -> tuple[SharePartitionRecord, ...]:
         """Records of the partitions of the members' topics that the group has no state of."""
         group.counts = topics
-        wanted = {topic for member in group.members.values() for topic in member.topics}
+        wanted = group.wanted(topics)
         return tuple(
             SharePartitionRecord(
                 group.settings.group,
@@ -186,7 +186,7 @@ class ShareGroups:
         left = request.max_records
         lock = Lock(member.member_id, deadline_ms, request.sequence)
         granted: list[m.ShareRange] = []
-        places = [place for place in group.partitions if place[0] in member.topics]
+        places = [place for place in group.partitions if group.reads(member, place[0])]
         begin = group.turn % max(len(places), 1)
         for place in (*places[begin:], *places[:begin]):
             partition = group.partitions[place]
@@ -195,6 +195,8 @@ class ShareGroups:
             for offer in partition.offers(end_offset, group.settings.max_in_flight):
                 if left <= 0 or len(granted) + len(taken) >= MAX_OFFERED_RANGES:
                     break
+                if request.dying_only and offer.state not in DYING:
+                    continue
                 taken.append(offer._replace(stop=min(offer.stop, offer.first + left)))
                 left -= taken[-1].stop - taken[-1].first
             for offer in taken:
@@ -211,7 +213,7 @@ class ShareGroups:
 
     def _watched(self, group: ShareGroup, member: ShareMember) -> Iterator[tuple[str, int, int]]:
         for place, partition in group.partitions.items():
-            if place[0] in member.topics and not partition.is_full(group.settings.max_in_flight):
+            if group.reads(member, place[0]) and not partition.is_full(group.settings.max_in_flight):
                 yield (*place, max(self._ends.get(place, 0), partition.record.start_offset))
 
     def know_end(self, topic: str, topic_id: str, partition: int, end_offset: int, log_start_offset: int) -> Decision:

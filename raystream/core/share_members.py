@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
 from raystream import messages as m
 from raystream.core import arguments
-from raystream.core.membership import MAX_CLIENT_CHARACTERS, MAX_SUBSCRIBED_TOPICS, MAX_TIMEOUT_MS, check_name
+from raystream.core.membership import (
+    MAX_CLIENT_CHARACTERS,
+    MAX_PATTERN_CHARACTERS,
+    MAX_SUBSCRIBED_TOPICS,
+    MAX_TIMEOUT_MS,
+    check_name,
+)
 from raystream.core.share_partition import SharePartition
 from raystream.core.share_records import ShareGroupRecord
-from raystream.core.topic_names import MAX_NAME_CHARACTERS
+from raystream.core.targets import compiled
+from raystream.core.topic_names import MAX_NAME_CHARACTERS, is_internal
 from raystream.errors import InvalidArgument
 
 MAX_SHARE_MEMBERS: Final = 2_000
@@ -35,6 +43,8 @@ class ShareMember:
     sequence: int = 0
     acquired: int = 0
     acknowledged: tuple[int, m.ShareAcknowledgeReply] = (0, m.ShareAcknowledgeReply())
+    pattern: str | None = None
+    """What the names of its topics match, where it does not name them."""
 
     @property
     def due_ms(self) -> float:
@@ -57,6 +67,27 @@ class ShareGroup:
     members: dict[str, ShareMember] = field(default_factory=dict)
     turn: int = 0
     counts: object = None
+
+    def reads(self, member: ShareMember, topic: str) -> bool:
+        """Whether the topic is one of the member's. Dead letters do not come round, whatever a pattern says."""
+        if member.pattern is None:
+            return topic in member.topics
+        return (
+            topic != self.settings.dead_letter
+            and not is_internal(topic)
+            and bool(compiled(member.pattern).fullmatch(topic))
+        )
+
+    def wanted(self, topics: Iterable[str]) -> set[str]:
+        """Those topics that some member reads."""
+        names = {topic for member in self.members.values() if member.pattern is None for topic in member.topics}
+        patterns = {member.pattern: member for member in self.members.values() if member.pattern is not None}
+        matched = {topic for topic in topics for member in patterns.values() if self.reads(member, topic)}
+        return names | matched
+
+    def has_dying(self) -> bool:
+        """Whether records are to be buried, and nobody has acquired them."""
+        return bool(self.settings.dead_letter) and any(p.has_dying() for p in self.partitions.values())
 
     def info(self, now_ms: float) -> m.GroupInfo:
         """What an administrator sees of it."""
@@ -93,7 +124,11 @@ def check_heartbeat(request: m.ShareHeartbeatRequest) -> None:
     if request.intent != m.JOIN:
         return
     arguments.text("a client's description", request.client, at_least=0, at_most=MAX_CLIENT_CHARACTERS)
-    if not 1 <= len(request.topics) <= MAX_SUBSCRIBED_TOPICS:
+    if request.pattern is not None:
+        if request.topics:
+            raise InvalidArgument("a member of a share group names topics, or gives a pattern, not both")
+        compiled(arguments.text("the topic pattern", request.pattern, at_least=1, at_most=MAX_PATTERN_CHARACTERS))
+    elif not 1 <= len(request.topics) <= MAX_SUBSCRIBED_TOPICS:
         raise InvalidArgument(f"a member of a share group names 1 to {MAX_SUBSCRIBED_TOPICS:,} topics")
     for topic in (*request.topics, *([request.dead_letter] if request.dead_letter else [])):
         arguments.text("topic name", topic, at_least=1, at_most=MAX_NAME_CHARACTERS)
@@ -102,7 +137,7 @@ def check_heartbeat(request: m.ShareHeartbeatRequest) -> None:
     _check_range("max_deliveries", request.max_deliveries, 1, MAX_DELIVERIES)
     _check_range("max_in_flight", request.max_in_flight, 1, MAX_IN_FLIGHT)
     for topic, partition, offset in request.starts:
-        if topic not in request.topics:
+        if request.pattern is None and topic not in request.topics:
             raise InvalidArgument(f"a start is named for topic {topic!r}, which the member does not subscribe to")
         _check_range("partition", partition, 0, 2**31 - 1)
         _check_range("offset", offset, 0, 2**63 - 1)

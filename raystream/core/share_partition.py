@@ -73,6 +73,15 @@ class SharePartition:
         """Whether records that are not settled hold all others back."""
         return max(self.runs.stop, self.locks.stop) >= self.runs.start + max_in_flight
 
+    def has_dying(self) -> bool:
+        """Whether records are on their way to the dead-letter topic, and nobody has acquired them."""
+        return any(
+            lock is None
+            for first, stop, (state, _) in self.runs.runs()
+            if state in DYING
+            for _, _, lock in self.locks.between(first, stop)
+        )
+
     def lock(self, first: int, stop: int, lock: Lock) -> None:
         """Nobody else gets the records until the lock is freed."""
         self.locks.put(first, stop, lock)

@@ -59,6 +59,8 @@ class FetchRequest:
     """Whose quota the bytes count against."""
     committed: bool = False
     """Only up to the last stable offset, with the aborted transactions in it named."""
+    last_epoch: int = NO_EPOCH
+    """The leader epoch of the batch before `offset`, as the reader has read it: a log that parts from it says so."""
     protocol: int = PROTOCOL
 
 
@@ -107,8 +109,8 @@ class EndpointReply:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicateRequest:
     """A leader to a follower: one of the requests of `core/replication.py`, and batches as they stand in the leader's
-    log beside it; beside the order to begin a log anew, the snapshot of its producers. Answered with one of the answers
-    there."""
+    log beside it; beside the order where to cut the log, the snapshot of producers whose batches were deleted or
+    compacted. Answered with one of the answers there."""
 
     topic_id: str
     partition: int

@@ -59,15 +59,18 @@ class ShareHeartbeatRequest:
     client: str = ""
     session_timeout_ms: int = 10_000
     sequence: int = 0
+    pattern: str | None = None
+    """A regular expression that topics' names match, instead of `topics`."""
     protocol: int = PROTOCOL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShareHeartbeatReply:
-    """The group's settings that its members need to know."""
+    """The group's settings that its members need to know. `dying`: records wait to be buried, and nobody has them."""
 
     lock_timeout_ms: int
     dead_letter: str = ""
+    dying: bool = False
     protocol: int = PROTOCOL
 
 
@@ -76,7 +79,7 @@ class ShareAcquireRequest:
     """Asks for records, and waits up to `max_wait_ms` for the first. A repeated call gets the same ones.
 
     `received` is the sequence of the member's latest acquisition whose reply has arrived: what was acquired after it
-    is in nobody's hands.
+    is in nobody's hands. With `dying_only` it asks for records that are to be buried, and for no others.
     """
 
     group: str
@@ -85,6 +88,7 @@ class ShareAcquireRequest:
     max_wait_ms: int = 0
     sequence: int = 0
     received: int = 0
+    dying_only: bool = False
     protocol: int = PROTOCOL
 
 

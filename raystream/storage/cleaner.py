@@ -5,7 +5,7 @@ log puts these in the place of the old on its writer's turn. First a map of each
 dirty segments, by the keys themselves: bounded in bytes (and one segment), beyond which another pass does the rest.
 Then every segment from the log's beginning on is gone over. A row stays if no later one has its key. A tombstone stays
 until its batch's horizon, which is `delete_retention_ms` after it was first compacted: whoever reads on meanwhile sees
-it. A row without a key stays.
+it. A row without a key stays. What becomes of transactions and their markers, `fates.py` says.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Final, Literal, NamedTuple
+from operator import itemgetter
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -22,27 +23,16 @@ import pyarrow.compute as pc
 from raystream import batch as b
 from raystream.errors import CorruptLog, DiskFull
 from raystream.explicit import Rows, explicit_schema, rows_of
+from raystream.storage.fates import MARKER_GRACE_MS, Fate, Fates
 from raystream.storage.files import TEMPORARY_SUFFIX
 from raystream.storage.log import Log
-from raystream.storage.rewriting import Kind, Rewriter, Stretch, explicit_rows, kind_of, offsets_of
+from raystream.storage.rewriting import Kind, Rewriter, Stretch, explicit_rows, kind_of, offsets_of, owner_of
 from raystream.storage.room import MIN_FREE_BYTES
 from raystream.storage.segment import Segment
 from raystream.tombstones import tombstones, value_columns
 
 WINDOW_BYTES: Final = 32 << 20
 MAP_BYTES: Final = 128 << 20
-
-Fate = Literal["rows", "nothing"] | None
-"""What becomes of a batch: its rows are looked at by their keys, or nothing of it stays; None: that is not decided."""
-
-
-class _Undecided(Exception):
-    """A batch of which nobody can say whether it counts."""
-
-
-def fate_outside_transactions(header: b.BatchHeader) -> Fate:
-    """Of batches outside transactions. Segments with others stay as they are, and so does what follows them."""
-    return None if header.attributes & (b.ATTR_CONTROL | b.ATTR_TRANSACTIONAL) else "rows"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,9 +50,11 @@ class CleaningSettings:
 
 @dataclass(slots=True)
 class Cleaned:
-    """What a cleaning has done. All below `cleaned_to` is clean."""
+    """What a cleaning has done. All below `cleaned_to` is clean. At `next_horizon_ms`, by the wall clock, the next
+    tombstone or marker can go; None: none is left that waits for its time alone."""
 
     cleaned_to: int
+    next_horizon_ms: int | None = None
     read_bytes: int = 0
     rows: int = 0
     kept_rows: int = 0
@@ -73,6 +65,21 @@ class _Batch(NamedTuple):
     header: b.BatchHeader
     message: memoryview
     rows: Rows
+    fate: Fate
+
+    @property
+    def alone(self) -> bool:
+        """Whether it is not merged with others."""
+        return self.fate in ("own", "marker")
+
+
+class _Group(NamedTuple):
+    """What batches that are merged have in common."""
+
+    kind: Kind
+    horizon_ms: int
+    alone_at: int
+    """Where a batch begins that is not merged; -1: it is."""
 
 
 class _Surveyed(NamedTuple):
@@ -134,28 +141,29 @@ class Cleaner:
         log: Log,
         settings: CleaningSettings,
         on_writer: Callable[[Callable[[], Any]], Any],
+        fates: Fates,
         *,
         now_ms: int,
         breathe: Callable[[], None] = lambda: None,
-        fate: Callable[[b.BatchHeader], Fate] = fate_outside_transactions,
     ) -> None:
         self._log = log
         self._settings = settings
         self._on_writer = on_writer
         self._now_ms = now_ms
         self._breathe = breathe
-        self._fate = fate
+        self._fates = fates
         self._latest = LatestOffsets(settings.map_bytes)
         self._done = Cleaned(log.cleaned_to)
 
     def run(self, up_to: int) -> Cleaned:
-        """Compacts the log up to an offset where a segment ends, or less: as far as the map takes keys, or as batches
-        are decided. Everything below must be replicated, and remembered in the producer snapshot.
+        """Compacts the log up to an offset where a segment ends, or less: as far as the map takes keys, and batches are
+        decided. Everything below must be replicated, and remembered in the producer snapshot.
 
         Raises CorruptLog and StorageError, and FileNotFoundError where records were deleted meanwhile. Whenever it
         ends, the log holds the last record of every key.
         """
         log = self._log
+        up_to = min(up_to, self._fates.decided_to)
         segments = [s for s in log.segments[:-1] if s.tail.end_offset <= up_to]
         reached = self._map_keys([s for s in segments if s.tail.end_offset > log.cleaned_to])
         group: list[_Surveyed] = []
@@ -164,10 +172,12 @@ class Cleaner:
                 break
             surveyed = self._survey(segment)
             if group and not self._fits(group, surveyed):
-                self._replace(group)
+                if not self._replace(group):
+                    return self._done
                 group = []
             group.append(surveyed)
-        self._replace(group)
+        if not self._replace(group):
+            return self._done
         if reached > log.cleaned_to:
             self._on_writer(lambda: log.cleaned(reached))
         self._done.cleaned_to = log.cleaned_to
@@ -179,11 +189,8 @@ class Cleaner:
         """Notes the last offset of every key. Returns the offset up to which they are noted."""
         reached = self._log.cleaned_to
         for segment in dirty:
-            try:
-                for batches in self._windows(segment):
-                    self._latest.add(self._keys(batches), _offsets(batches))
-            except _Undecided:
-                break
+            for batches in self._windows(segment):
+                self._latest.add(self._keys(batches), _offsets(batches))
             reached = segment.tail.end_offset
             self._latest.merge()
             if self._latest.nbytes >= self._settings.map_bytes:
@@ -217,12 +224,10 @@ class Cleaner:
             self._breathe()
 
     def _decoded(self, header: b.BatchHeader, message: memoryview, schema: pa.Schema) -> _Batch:
-        fate = self._fate(header)
-        if fate is None:
-            raise _Undecided
-        if fate == "nothing":
-            return _Batch(header, message, Rows(pa.RecordBatch.from_pylist([], schema=schema)))
-        return _Batch(header, message, rows_of(message, header, schema))
+        fate = self._fates.of(header)
+        if fate in ("void", "marker"):
+            return _Batch(header, message, Rows(pa.RecordBatch.from_pylist([], schema=schema)), fate)
+        return _Batch(header, message, rows_of(message, header, schema), fate)
 
     def _keys(self, batches: Sequence[_Batch]) -> Any:
         return pa.chunked_array([batch.rows.rows.column(self._settings.key_column) for batch in batches])
@@ -231,22 +236,47 @@ class Cleaner:
 
     def _survey(self, segment: Segment) -> _Surveyed:
         keeps = []
-        fresh = False
+        changed = False
         for batches in self._windows(segment):
+            changed = self._survey_transactions(batches) or changed
             offsets = _offsets(batches)
             keep = self._latest.of(self._keys(batches)) <= offsets
             if (tombstone := self._tombstones(batches)) is not None:
                 counts = [batch.rows.rows.num_rows for batch in batches]
                 horizons = np.repeat(np.array([batch.header.delete_horizon_ms for batch in batches], np.int64), counts)
                 keep &= ~(tombstone & (horizons > 0) & (horizons <= self._now_ms))
-                fresh = fresh or bool((tombstone & keep & (horizons == 0)).any())
+                stay = horizons[tombstone & keep]
+                changed = changed or bool((stay == 0).any())
+                if len(stay):
+                    fresh_ms = self._now_ms + self._settings.delete_retention_ms
+                    self._wait_for(int(np.where(stay == 0, fresh_ms, stay).min()))
             keeps.append(keep)
         keep = np.concatenate(keeps)
         kept = int(keep.sum())
         self._done.rows += len(keep)
         self._done.kept_rows += kept
         size = segment.tail.size
-        return _Surveyed(segment, keep, size * kept // max(len(keep), 1), fresh or kept < len(keep))
+        return _Surveyed(segment, keep, size * kept // max(len(keep), 1), changed or kept < len(keep))
+
+    def _survey_transactions(self, batches: Sequence[_Batch]) -> bool:
+        """Whether what transactions have left in the batches is to be written otherwise."""
+        changed = False
+        for header, _, _, fate in batches:
+            if fate == "marker":
+                changed = changed or header.delete_horizon_ms == 0
+                if self._fates.may_go(header):
+                    self._wait_for(self._horizon_of(header))
+            else:
+                changed = changed or header.is_transactional
+        return changed
+
+    def _horizon_of(self, marker: b.BatchHeader) -> int:
+        grace_ms = max(self._settings.delete_retention_ms, MARKER_GRACE_MS)
+        return marker.delete_horizon_ms or self._now_ms + grace_ms
+
+    def _wait_for(self, horizon_ms: int) -> None:
+        known = self._done.next_horizon_ms
+        self._done.next_horizon_ms = horizon_ms if known is None else min(known, horizon_ms)
 
     def _tombstones(self, batches: Sequence[_Batch]) -> Any:
         """A mask of the rows that only say that their key is gone; None: none."""
@@ -264,10 +294,11 @@ class Cleaner:
 
     # Writing --------------------------------------------------------------------------------------------------------
 
-    def _replace(self, group: Sequence[_Surveyed]) -> None:
-        """Writes what stays of consecutive segments into one, and has it put in their place."""
+    def _replace(self, group: Sequence[_Surveyed]) -> bool:
+        """Writes what stays of consecutive segments into one, and has it put in their place. False where some of them
+        are the log's no more: what follows counts on it that nothing was left as it stood."""
         if not group or (len(group) == 1 and not group[0].changed):
-            return
+            return True
         log, old = self._log, [each.segment for each in group]
         files = old[0].files
         needed = sum(each.kept_bytes for each in group)
@@ -297,7 +328,7 @@ class Cleaner:
                 handle.close()
             new.extend(rewriter.placed, rewriter.size)
             new.seal()
-            swapped = self._on_writer(lambda: log.swap(old, temporary, new))
+            swapped: bool = self._on_writer(lambda: log.swap(old, temporary, new))
         except BaseException:
             files.unlink(temporary)
             raise
@@ -307,41 +338,72 @@ class Cleaner:
                 files.unlink(segment.path)
                 files.unlink(segment.index_path)
             files.sync_dir(log.directory)
+        return swapped
 
     def _write(self, surveyed: _Surveyed, rewriter: Rewriter) -> None:
         place = 0
+        before: _Group | None = None
         for batches in self._windows(surveyed.segment):
-            for _, run in groupby(batches, _kind_and_horizon):
-                some = list(run)
+            grouped: list[tuple[_Group, _Batch]] = []
+            for batch in batches:
+                before = _group(batch, before)
+                grouped.append((before, batch))
+            for group, run in groupby(grouped, itemgetter(0)):
+                some = [batch for _, batch in run]
                 count = sum(batch.rows.rows.num_rows for batch in some)
-                rewriter.add(self._stretch(some, surveyed.keep[place : place + count]))
+                rewriter.add(self._stretch(some, surveyed.keep[place : place + count], group.kind))
                 place += count
 
-    def _stretch(self, batches: Sequence[_Batch], keep: Any) -> Stretch:
+    def _stretch(self, batches: Sequence[_Batch], keep: Any, kind: Kind) -> Stretch:
         settings = self._settings
         headers = [batch.header for batch in batches]
         horizon = 0
-        if (tombstone := self._tombstones(batches)) is not None and (tombstone & keep).any():
-            horizon = headers[0].delete_horizon_ms or self._now_ms + settings.delete_retention_ms
+        if batches[0].fate == "marker":
+            horizon = self._horizon_of(headers[0])
+        elif (tombstone := self._tombstones(batches)) is not None and (tombstone & keep).any():
+            horizon = max(header.delete_horizon_ms for header in headers)
+            horizon = horizon or self._now_ms + settings.delete_retention_ms
         schema = batches[0].rows.rows.schema
         rows = explicit_schema(schema).empty_table()
         if keep.any():
-            parts = [(batch.header, batch.rows) for batch in batches]
+            parts = [(batch.header, batch.rows) for batch in batches if batch.rows.rows.num_rows]
             rows = explicit_rows(parts, keep, schema, settings.time_column)
         return Stretch(
-            kind_of(headers[0], batches[0].message),
+            kind,
             rows,
             headers[0].base_offset,
             headers[-1].next_offset,
             max(header.append_time_ms for header in headers),
             max(header.high_watermark for header in headers),
             horizon,
+            owner_of(headers[0], headers[0].base_offset) if batches[0].alone else None,
         )
 
 
-def _kind_and_horizon(batch: _Batch) -> tuple[Kind, int]:
-    return kind_of(batch.header, batch.message), batch.header.delete_horizon_ms
+def _group(batch: _Batch, before: _Group | None) -> _Group:
+    """What the batch is merged with; one without rows goes with what stands before it."""
+    header = batch.header
+    kind = kind_of(header, batch.message)
+    if batch.alone:
+        return _Group(kind, header.delete_horizon_ms, header.base_offset)
+    follows = before is not None and before.alone_at < 0 and before.kind.leader_epoch == kind.leader_epoch
+    if before is not None and follows and not batch.rows.rows.num_rows:
+        return before
+    return _Group(kind, header.delete_horizon_ms, -1)
 
 
 def _offsets(batches: Sequence[_Batch]) -> Any:
     return np.concatenate([offsets_of(batch.header, batch.rows) for batch in batches])
+
+
+def next_horizon(log: Log) -> int | None:
+    """When the first of the tombstones and markers in what was compacted may go, as the headers there say; None: none
+    is left. Raises CorruptLog."""
+    found = [
+        placed.header.delete_horizon_ms
+        for segment in log.segments[:-1]
+        if segment.explicit and segment.tail.end_offset <= log.cleaned_to
+        for placed in segment.walk(*reversed(segment.index[0][:2]))
+        if placed.header.delete_horizon_ms
+    ]
+    return min(found, default=None)

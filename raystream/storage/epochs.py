@@ -34,6 +34,14 @@ class Epochs:
         """The epoch of the last batch; -1 in a log that never held one."""
         return self._starts[-1].epoch if self._starts else -1
 
+    def end_of(self, epoch: int, end_offset: int) -> int | None:
+        """Where what was written up to that epoch ends, in a log that ends at `end_offset`; None: the log begins with a
+        later epoch."""
+        at = bisect_right(self._starts, epoch, key=itemgetter(0))
+        if at == 0:
+            return None
+        return self._starts[at].start_offset if at < len(self._starts) else end_offset
+
     def note(self, epoch: int, base_offset: int) -> None:
         """A batch of `epoch` stands at `base_offset`. Older epochs than the last change nothing."""
         if epoch > self.last:

@@ -371,6 +371,7 @@ class Log(ReadableLog):
         remembered = self.producers.up_to(end)  # which batches that were compacted do not tell
         self.producers = recovery.producers_at(kept, end, self.producers.aborted)
         self.producers.update(remembered)
+        self.producers.settle(self.cleaned_to)
         self.epochs.cut(end)
         self._segments, self.end_offset = kept, end
         self.flushed_end_offset = min(self.flushed_end_offset, end)
@@ -425,8 +426,15 @@ class Log(ReadableLog):
         return True
 
     def cleaned(self, offset: int) -> None:
-        """Compaction has gone up to `offset`."""
+        """Compaction has gone up to `offset`. Of transactions that were aborted below nothing is left."""
         self.cleaned_to = max(self.cleaned_to, min(offset, self.end_offset))
+        self.producers.aborted.drop_before(self.cleaned_to)
+
+    def learn(self, producers: ProducerState) -> None:
+        """Takes over, durably, what a leader remembers of producers whose batches it has compacted."""
+        self.producers.update(producers)
+        self._checkpoints.forget_past(self.end_offset)
+        self.checkpoint()
 
     @property
     def directory(self) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import Final, NamedTuple
 
-from raystream.batch import ATTR_COMMIT, NO_PRODUCER_ID, BatchHeader, advance_sequence
+from raystream.batch import ATTR_COMMIT, NO_PRODUCER_ID, NO_SEQUENCE, BatchHeader, advance_sequence
 from raystream.checksum import crc32c
 from raystream.clock import Clock
 from raystream.config import DAY_MS
@@ -68,6 +68,10 @@ class _Producer:
     epoch: int
     batches: tuple[_Batch, ...]
     last_append_ms: int
+
+
+def _last(known: _Producer) -> tuple[int, int]:
+    return known.epoch, known.batches[-1].base_offset if known.batches else NO_SEQUENCE
 
 
 class ProducerState:
@@ -130,7 +134,8 @@ class ProducerState:
     def marked(self, producer_id: int, epoch: int) -> bool:
         """Whether a marker of that epoch stands in the log, or stood there before anything of a later epoch came."""
         known = self._producers.get(producer_id)
-        return known is not None and known.epoch >= epoch
+        only_told = known is not None and not known.batches and producer_id in self._open  # by a leader that is lost
+        return known is not None and known.epoch >= epoch and not only_told
 
     def _expired(self, known: _Producer) -> bool:
         return self._clock.now_ms() - known.last_append_ms > EXPIRY_MS
@@ -152,25 +157,42 @@ class ProducerState:
             expected=expected,
         )
 
+    def first_open(self, end_offset: int) -> int:
+        """Where the first open transaction begins, of a log that ends at `end_offset`; there, if none is open."""
+        return min(self._open.values(), default=end_offset)
+
+    def last_of_each(self) -> dict[int, tuple[int, int]]:
+        """Each producer's epoch, and where its last batch begins; -1: the last was a marker."""
+        return {producer_id: _last(known) for producer_id, known in self._producers.items()}
+
+    def settle(self, offset: int) -> None:
+        """Compaction has been at all below the offset, where only what was decided lies: no transaction that begins
+        there is open, whatever an old snapshot says."""
+        self._open = {producer_id: first for producer_id, first in self._open.items() if first >= offset}
+
     def record(self, header: BatchHeader, base_offset: int, append_time_ms: int) -> None:
-        """Takes note of a batch that is in the log."""
+        """Takes note of a batch that is in the log. What is known of its producer already from later on stays."""
         if header.producer_id == NO_PRODUCER_ID:
             return
         if header.is_control:
             self._record_marker(header, base_offset, append_time_ms)
             return
         batch = _Batch(header.base_sequence, header.last_sequence, base_offset, append_time_ms)
-        known = self._producers.get(header.producer_id)
-        if known is None or known.epoch != header.producer_epoch:
-            known = self._producers[header.producer_id] = _Producer(header.producer_epoch, (batch,), append_time_ms)
-        else:
-            known.batches = (*known.batches[1 - REMEMBERED_BATCHES :], batch)
-            known.last_append_ms = append_time_ms
         if header.is_transactional:
             self._open.setdefault(header.producer_id, base_offset)
+        known = self._producers.get(header.producer_id)
+        if known is None or known.epoch < header.producer_epoch:
+            self._producers[header.producer_id] = _Producer(header.producer_epoch, (batch,), append_time_ms)
+        elif known.epoch == header.producer_epoch and not (
+            known.batches and known.batches[-1].base_offset >= base_offset
+        ):
+            known.batches = (*known.batches[1 - REMEMBERED_BATCHES :], batch)
+            known.last_append_ms = append_time_ms
 
     def _record_marker(self, header: BatchHeader, base_offset: int, append_time_ms: int) -> None:
-        self._producers[header.producer_id] = _Producer(header.producer_epoch, (), append_time_ms)
+        known = self._producers.get(header.producer_id)
+        if known is None or known.epoch < header.producer_epoch:
+            self._producers[header.producer_id] = _Producer(header.producer_epoch, (), append_time_ms)
         first_offset = self._open.pop(header.producer_id, None)
         if first_offset is None:
             return
@@ -196,9 +218,20 @@ class ProducerState:
                 state._producers[producer_id] = _Producer(known.epoch, batches, known.last_append_ms)
         return state
 
+    def cut(self, end_offset: int) -> None:
+        """Forgets batches that the log, which ends there, does not hold: it was told of them and never got them."""
+        for producer_id, known in list(self._producers.items()):
+            batches = tuple(batch for batch in known.batches if batch.base_offset < end_offset)
+            if known.batches and not batches:
+                del self._producers[producer_id]
+            known.batches = batches
+
     def update(self, other: ProducerState) -> None:
-        """Takes over what `other` knows of its producers."""
-        self._producers |= other._producers
+        """Takes over what `other` knows of producers from later on."""
+        for producer_id, theirs in other._producers.items():
+            known = self._producers.get(producer_id)
+            if known is None or _last(known) < _last(theirs):
+                self._producers[producer_id] = theirs
 
     def forget_expired(self) -> None:
         """Frees the memory of producers that expired long ago."""

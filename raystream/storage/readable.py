@@ -67,20 +67,19 @@ class ReadableLog:
         """The column that holds records' timestamps."""
         return self._time_column
 
-    def from_inside(self, offset: int, spans: tuple[Span, ...]) -> tuple[bytes, int] | None:
-        """Where the first of the batches in `spans` begins below `offset`: what it holds from there on, as a batch of
-        its own, and the offset that follows it. A follower's log may end inside of what its leader has compacted since.
-        None: it does not. Raises OffsetOutOfRange where it was deleted meanwhile, and CorruptBatch.
+    def from_inside(self, offset: int, spans: tuple[Span, ...]) -> tuple[bytes, int]:
+        """The first of the batches in `spans`, which begins below `offset`: what it holds from there on, as a batch of
+        its own, and the offset that follows it. A follower's log may end inside of what its leader has compacted since,
+        or has not. Raises OffsetOutOfRange where it was deleted meanwhile, and CorruptBatch.
         """
         segment = next((s for s in self._segments if s.path == spans[0].path), None)
         if segment is None:
             raise OffsetOutOfRange(f"{spans[0].path} was deleted: fetch again")
         header = segment.header_at(spans[0].position)
-        if header.base_offset >= offset or not header.is_explicit:
-            return None
         message = read_span(self._files, replace(spans[0], length=header.message_bytes))
         schema = self.heads.schemas[header.schema_id - 1]
-        return rewriting.from_offset(memoryview(message), header, schema, offset), header.next_offset
+        shorter = rewriting.from_offset(memoryview(message), header, schema, self._time_column, offset)
+        return shorter, header.next_offset
 
     def bounds_of(self, span: Span) -> tuple[int, int]:
         """The first offset of a span's batches, and the one that follows them. Raises

@@ -104,6 +104,9 @@ class Recovery:
         if snapshot_offset < 0 or known_aborted is None:
             self._rebuild_producers(segments, end_offset, known_aborted)
         self._producers.settled_from = end_offset
+        cleaned_to = min(checkpoint.cleaned_to, end_offset) if checkpoint is not None else 0
+        rewritten_to = max((s.tail.end_offset for s in segments if s.generation), default=0)
+        self._producers.settle(max(cleaned_to, rewritten_to))
         segments = self._remove_leftovers(segments, start_offset, end_offset)
         if self._changed:
             self._files.sync_dir(self._directory)
@@ -116,7 +119,7 @@ class Recovery:
             self._epochs,
             snapshot_offset,
             self._changed or checkpoint is None,
-            min(checkpoint.cleaned_to, end_offset) if checkpoint is not None else 0,
+            cleaned_to,
             self._compacted or (checkpoint is not None and checkpoint.compacted),
         )
 

@@ -3,6 +3,10 @@
 Replicas hold the same batches byte for byte, so a repair changes no length: a segment's repaired file differs from the
 old one only where that was damaged, and every index, position and span stays right. It is a new file that takes the
 old one's name; whoever has the old one mapped keeps it.
+
+Compaction is each replica's own, so of what was compacted another replica may have other batches. Those cannot be
+taken over in a part of the log: they may hold an old value of a key whose tombstone this log has let go already. Then
+the whole replica has to be filled anew, which `DifferentlyCompacted` says.
 """
 
 from __future__ import annotations
@@ -25,6 +29,10 @@ Fetch = Callable[[int, int], bytes]
 _COPY_BYTES: Final = 4 << 20
 
 
+class DifferentlyCompacted(CorruptBatch):
+    """The other replica holds the damaged range whole, in batches that do not belong into this log."""
+
+
 class Patch(NamedTuple):
     """Bytes that belong at a position of a segment file."""
 
@@ -40,41 +48,50 @@ def find_segment(log: Log, path: str) -> Segment | None:
 def patch_for(log: Log, segment: Segment, damage: Damage, fetch: Fetch) -> Patch:
     """What belongs in the place of the damaged bytes, checked. On any thread.
 
-    Raises what `fetch` raises, and CorruptBatch where what it gives is no better, or is another log's.
+    Raises what `fetch` raises, CorruptBatch where what it gives is no better, or is another log's, and
+    DifferentlyCompacted.
     """
     schema_id = segment.header_at(damage.end_position).schema_id if damage.offset == damage.end_offset else 0
     explicit = segment.header_at(damage.end_position).is_explicit if damage.offset == damage.end_offset else False
     data = bytearray()
+    parts = False
     offset = damage.offset
     while offset < damage.end_offset:
         batches = fetch(offset, damage.end_offset)
         if not len(batches):
             raise CorruptBatch(f"the other replica gives nothing at offset {offset}")
         for header, message in b.walk(batches):
-            _check(log, segment, header, message, offset)
+            compacted = explicit or header.is_explicit or segment.generation > 0
+            parts = _parts(log, segment, header, message, offset, compacted=compacted) or parts
             offset = header.next_offset
             schema_id, explicit = schema_id or header.schema_id, explicit or header.is_explicit
         data += batches
     if damage.position == 0:
         data[:0] = log.heads.head(schema_id, explicit=explicit)  # every replica makes the same for itself
-    if offset != damage.end_offset or len(data) != damage.end_position - damage.position:
-        raise CorruptBatch(
+    if parts or offset != damage.end_offset or len(data) != damage.end_position - damage.position:
+        raise (DifferentlyCompacted if explicit or segment.generation else CorruptBatch)(
             f"the other replica has {len(data)} bytes up to offset {offset}; {damage.end_position - damage.position} "
             f"up to {damage.end_offset} are to be replaced"
         )
     return Patch(damage.position, bytes(data))
 
 
-def _check(log: Log, segment: Segment, header: b.BatchHeader, message: memoryview, offset: int) -> None:
+def _parts(
+    log: Log, segment: Segment, header: b.BatchHeader, message: memoryview, offset: int, *, compacted: bool
+) -> bool:
+    """Checks a batch of the other replica's. Whether it begins before the offset, as only compacted batches may."""
     b.check_header_crc(message, header)
     b.check_producer_crc(message, header)
-    if (header.topic_id, header.partition) != segment.identity or header.base_offset != offset:
+    whose = (header.topic_id, header.partition) == segment.identity
+    parts = compacted and header.base_offset < offset < header.next_offset
+    if not whose or (header.base_offset != offset and not parts):
         raise CorruptBatch(f"the other replica gives a batch at offset {header.base_offset} instead of {offset}")
     epoch = next((start.epoch for start in reversed(log.epochs.starts) if start.start_offset <= offset), None)
     if epoch is not None and epoch != header.leader_epoch:
         raise CorruptBatch(
             f"the other replica's batch at offset {offset} is of epoch {header.leader_epoch}, not {epoch}"
         )
+    return parts
 
 
 def may_be_replaced_beside(log: Log, segment: Segment) -> bool:

@@ -2,7 +2,7 @@
 
 Batches are merged up to about a megabyte, never over a border between leader epochs, nor where the timestamp's type,
 the compression, or the time until which tombstones stay changes. A merged batch belongs to no producer any more, and
-states the greatest append time and published high watermark of those it was made of.
+states the greatest append time and published high watermark of those it was made of. What has an *owner* stands alone.
 """
 
 from __future__ import annotations
@@ -36,6 +36,15 @@ class Kind(NamedTuple):
     compression: str | None
 
 
+class Owner(NamedTuple):
+    """What a batch that stands alone goes on saying: whose it is, and whether it is a marker."""
+
+    producer_id: int
+    producer_epoch: int
+    base_sequence: int
+    attributes: int
+
+
 class Stretch(NamedTuple):
     """What is left of consecutive batches of one kind: rows in the explicit schema, over a half-open offset range."""
 
@@ -46,7 +55,19 @@ class Stretch(NamedTuple):
     append_time_ms: int
     high_watermark: int
     delete_horizon_ms: int
-    """Until when its tombstones stay; 0: there are none."""
+    """Until when its tombstones, or the marker that it is, stay; 0: there are none."""
+    owner: Owner | None = None
+
+
+def owner_of(header: b.BatchHeader, offset: int) -> Owner | None:
+    """The owner of what of a batch lies from `offset` on; None: it is nobody's."""
+    if header.producer_id == b.NO_PRODUCER_ID:
+        return None
+    sequence = header.base_sequence
+    if sequence != b.NO_SEQUENCE:
+        sequence = b.advance_sequence(sequence, offset - header.base_offset)
+    attributes = header.attributes & (b.ATTR_CONTROL | b.ATTR_TRANSACTIONAL | b.ATTR_COMMIT)
+    return Owner(header.producer_id, header.producer_epoch, sequence, attributes)
 
 
 def kind_of(header: b.BatchHeader, message: b.Bytes) -> Kind:
@@ -86,6 +107,9 @@ def _timestamps(parts: Sequence[tuple[b.BatchHeader, Rows]], table: pa.Table, ti
     return pc.coalesce(own, whole) if own.null_count else own
 
 
+_NOBODY: Final = Owner(b.NO_PRODUCER_ID, -1, b.NO_SEQUENCE, 0)
+
+
 class Rewriter:
     """Writes one segment, behind its schema message, into a file. `breathe` is called after each sync."""
 
@@ -105,6 +129,11 @@ class Rewriter:
 
     def add(self, stretch: Stretch) -> None:
         """The next stretch; it begins where the last ended."""
+        if stretch.owner is not None:
+            self._flush()
+            self._pending.append(stretch)
+            self._flush()
+            return
         pending = self._pending
         nbytes = stretch.rows.nbytes
         if pending and (
@@ -161,11 +190,15 @@ def merged(stretches: Sequence[Stretch], identity: Identity, schema_id: int) -> 
     batches = table.to_batches()
     rows = batches[0] if batches else pa.RecordBatch.from_pylist([], schema=table.schema)
     times = rows.column(TIMESTAMP_COLUMN).to_numpy()
-    attributes = b.ATTR_EXPLICIT_OFFSETS | (b.ATTR_APPEND_TIME if first.kind.append_time else 0)
+    owner = first.owner or _NOBODY
+    attributes = b.ATTR_EXPLICIT_OFFSETS | (b.ATTR_APPEND_TIME if first.kind.append_time else 0) | owner.attributes
     fields = b.ProducerFields(
         topic_id=identity.topic_id,
         partition=identity.partition,
         schema_id=schema_id,
+        producer_id=owner.producer_id,
+        producer_epoch=owner.producer_epoch,
+        base_sequence=owner.base_sequence,
         last_offset_delta=last.end_offset - first.base_offset - 1,
         first_timestamp_ms=int(times[0]) if len(times) else NO_TIMESTAMP,
         max_timestamp_ms=int(times.max()) if len(times) else NO_TIMESTAMP,
@@ -176,21 +209,24 @@ def merged(stretches: Sequence[Stretch], identity: Identity, schema_id: int) -> 
     return message, b.parse(message)
 
 
-def from_offset(message: memoryview, header: b.BatchHeader, schema: pa.Schema, offset: int) -> bytes:
-    """An explicit batch as it would stand if its range began at `offset`, inside it: for a follower whose log ends
-    there. Raises CorruptBatch."""
+def from_offset(
+    message: memoryview, header: b.BatchHeader, schema: pa.Schema, time_column: str | None, offset: int
+) -> bytes:
+    """A batch as an explicit one whose range begins at `offset`, inside it: for a follower whose log ends there, since
+    it was filled by a leader that had compacted other batches into one. Raises CorruptBatch."""
     b.check_header_crc(message, header)
     b.check_producer_crc(message, header)
     rows = rows_of(message, header, schema)
-    keep = rows.offsets >= offset
+    keep = offsets_of(header, rows) >= offset
     stretch = Stretch(
         kind_of(header, message),
-        explicit_rows([(header, rows)], keep, schema, None),
+        explicit_rows([(header, rows)], keep, schema, time_column),
         offset,
         header.next_offset,
         header.append_time_ms,
         header.high_watermark,
         header.delete_horizon_ms,
+        owner_of(header, offset),
     )
     whose = Identity(header.topic_id, header.partition)
     shorter, stated = merged([stretch], whose, header.schema_id)

@@ -8,9 +8,11 @@ from typing import Any
 import pyarrow as pa
 
 from raystream import batch as b
+from raystream.client.fetched import batches_from
 from raystream.explicit import rows_of
 from raystream.schema import RAW_SCHEMA
-from raystream.storage.cleaner import Cleaned, Cleaner, CleaningSettings, fate_outside_transactions
+from raystream.storage.cleaner import Cleaned, Cleaner, CleaningSettings
+from raystream.storage.fates import fates_in
 from raystream.storage.log import Log
 from tests.fakes.logs import SCHEMAS, TOPIC_ID, Message
 
@@ -55,7 +57,7 @@ def clean(
     up_to: int | None = None,
     now_ms: int = 0,
     on_writer: Callable[[Callable[[], Any]], Any] = lambda work: work(),
-    fate: Callable[[b.BatchHeader], Any] | None = None,
+    in_sync: bool = True,
     **changes: Any,
 ) -> Cleaned:
     """Compacts all but the segment that is appended to."""
@@ -67,7 +69,8 @@ def clean(
         "delete_retention_ms": 1_000,
     }
     settings = CleaningSettings(**{**chosen, **changes})
-    cleaner = Cleaner(log, settings, on_writer, now_ms=now_ms, fate=fate or fate_outside_transactions)
+    fates = fates_in(log, now_ms=now_ms, in_sync=in_sync)
+    cleaner = Cleaner(log, settings, on_writer, fates, now_ms=now_ms)
     return cleaner.run(log.end_offset if up_to is None else up_to)
 
 
@@ -87,6 +90,22 @@ def rows_in(log: Log) -> list[Row]:
                 found += [row for row in zip(map(int, offsets), keys, values, strict=True) if row[0] >= offset]
                 offset = header.next_offset
     assert offset == log.end_offset
+    return found
+
+
+def committed_in(log: Log) -> list[Row]:
+    """Every row that a reader of what is committed gets, as a client reads the batches."""
+    found: list[Row] = []
+    stable = log.producers.last_stable_offset(log.high_watermark, log.start_offset)
+    aborted = log.producers.aborted.entries
+    for span in log.read(log.start_offset, max_bytes=1 << 30, end_offset=stable) if stable > log.start_offset else ():
+        first = log.bounds_of(span)[0]
+        read = batches_from(log.read_bytes(span), SCHEMAS[0], first, end_offset=stable, aborted=aborted)
+        for header, message in [] if read is None else read.entries:
+            rows = rows_of(message, header, SCHEMAS[0])
+            offsets = range(header.base_offset, header.next_offset) if rows.offsets is None else rows.offsets
+            keys, values = (rows.rows.column(name).to_pylist() for name in ("key", "value"))
+            found += [row for row in zip(map(int, offsets), keys, values, strict=True) if row[0] < stable]
     return found
 
 

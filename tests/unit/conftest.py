@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-_OTHERS = {"PYTEST_CURRENT_TEST", "RAY_CLIENT_MODE"}
-"""pytest sets the one, importing Ray the other."""
+_OTHERS = {"PYTEST_CURRENT_TEST", "RAY_CLIENT_MODE", "_RJEM_MALLOC_CONF"}
+"""pytest sets the first, importing Ray the second, importing polars the third."""
 
 
 @pytest.fixture(autouse=True)

@@ -12,12 +12,15 @@ import pytest
 
 from raystream import messages as m
 from raystream.actors import scrubber as scrubbing
+from raystream.actors.compaction import Compactor
 from raystream.actors.leading import Leading
 from raystream.actors.replica import Replica
 from raystream.actors.scrubber import Scrubber
+from raystream.actors.writer import Ticket
 from raystream.config import MIB, SCRUB_BYTES_PER_S, SCRUB_INTERVAL_MS
 from raystream.errors import ActorLost, CorruptLog, Unavailable
 from raystream.storage.segment import Segment
+from tests.fakes.compacting import keyed
 from tests.fakes.logs import DIRECTORY, TOPIC_ID
 from tests.fakes.replicas import Replicas
 
@@ -292,3 +295,72 @@ def test_the_thread_ends_in_the_middle_of_a_pass(world: Replicas) -> None:
     scrubber.start()
     scrubber.stop()
     assert not scrubber._thread.is_alive()
+
+
+class Compacted(Replicas):
+    """Replicas of a compacted topic, of which some compact and others do not."""
+
+    def spec(self, broker: int) -> m.ReplicaSpec:
+        return replace(super().spec(broker), config={"segment_bytes": MIB, "cleanup_policy": "compact"})
+
+    def fill(self) -> None:
+        for i in range(8):
+            leader = self.replicas[self.leader]
+            request = m.AppendRequest(topic_id=TOPIC_ID, partition=0, leader_epoch=self.epoch)
+            ticket = Ticket(leader.check(request, keyed([(b"k%d" % (i % 3), b"%d" % i + VALUE)])[0]))
+            leader.offer(ticket)
+            leader.commit()
+            self.work()
+        self.pass_time(1_000)
+
+    def compact(self, *brokers: int) -> None:
+        served = [self.replicas[broker] for broker in brokers]
+        assert len(Compactor(lambda: served, self.clock, lambda work: work()).round()) == len(brokers)
+
+
+def test_what_all_have_compacted_alike_is_repaired() -> None:
+    world = Compacted()
+    world.fill()
+    world.compact(0, 1, 2)
+    damage(world, 1, world.replicas[1].log.segments[0])
+    scrubber, _ = scrubber_of(world, 1)
+    pass_over(world, scrubber)
+    assert same_files(world) and world.replicas[1].status().error is None
+
+
+@pytest.mark.parametrize("compacted", [(1,), (0, 2)])
+def test_a_follower_that_was_compacted_otherwise_is_filled_anew(compacted: tuple[int, ...]) -> None:
+    world = Compacted()
+    world.fill()
+    world.compact(*compacted)
+    damage(world, 1, world.replicas[1].log.segments[0])
+    scrubber, elsewhere = scrubber_of(world, 1)
+    pass_over(world, scrubber)
+    error = world.replicas[1].status().error
+    assert error is not None and error.startswith(m.CORRUPT_LOG) and world.replicas[1].log.segments[0].path in error
+    assert elsewhere.stepped_down == 0
+
+
+def test_a_leader_that_was_compacted_otherwise_lets_another_lead_first() -> None:
+    world = Compacted()
+    world.fill()
+    world.compact(0)
+    damage(world, 0, world.replicas[0].log.segments[0])
+    scrubber, elsewhere = scrubber_of(world, 0)
+    pass_over(world, scrubber)
+    assert elsewhere.stepped_down == 1 and world.replicas[0].status().error is None
+    world.pass_time(1_000)
+    world.clock.advance(int(scrubbing.RETRY_MS))
+    scrubber.round()
+    assert (world.replicas[0].status().error or "").startswith(m.CORRUPT_LOG)
+
+
+def test_nobody_is_filled_anew_from_what_is_damaged_itself() -> None:
+    world = Compacted()
+    world.fill()
+    world.compact(1)
+    for broker in world.brokers:
+        damage(world, broker, world.replicas[broker].log.segments[0])
+    scrubber, _ = scrubber_of(world, 1)
+    pass_over(world, scrubber)
+    assert world.replicas[1].status().error is None

@@ -13,8 +13,9 @@ from raystream.actors.leading import Append
 from raystream.actors.replica import Replica
 from raystream.actors.writer import Ticket
 from raystream.clock import ManualClock
-from raystream.errors import FencedProducer, InvalidRecord
+from raystream.errors import FencedProducer, InvalidRecord, OffsetOutOfRange
 from raystream.schema import RAW_SCHEMA
+from raystream.storage.epochs import Epochs
 from raystream.storage.memory_files import MemoryFiles
 from tests.fakes.logs import DIRECTORY, TOPIC_ID, Message, marker, message
 from tests.fakes.replicas import Deaf
@@ -170,3 +171,20 @@ def test_a_leader_that_starts_again_knows_what_is_open() -> None:
     assert fetch(replica).last_stable_offset == 1
     end(replica, 1, 1, commits=False)
     assert fetch(replica).last_stable_offset == 3 and fetch(replica).aborted == ((1, 1, 2),)
+
+
+def test_a_log_that_parts_from_what_was_read_says_where(replica: Replica) -> None:
+    for sequence in range(4):
+        append(replica, message([b"x"], producer=(1, 0, sequence)))
+    replica.log.epochs = Epochs([(1, 1), (3, 2)])
+
+    def fetch(offset: int, last_epoch: int) -> m.FetchReply:
+        request = m.FetchRequest(topic_id=TOPIC_ID, partition=0, offset=offset, last_epoch=last_epoch)
+        return replica.fetch(request, 0)
+
+    for offset, epoch in ((4, 3), (2, 1), (4, 0), (4, -1), (3, 3)):
+        fetch(offset, epoch)  # epoch 0 lies before the log: nobody can tell
+    for offset, epoch, parted in ((4, 2, 2), (4, 1, 2), (9, 3, 4)):
+        with pytest.raises(OffsetOutOfRange, match=f"in leader epoch {epoch}, of which") as raised:
+            fetch(offset, epoch)
+        assert raised.value.diverging_offset == parted

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,16 @@ import pytest
 from raystream import messages as m
 from raystream.client import buffer, fetched, fetcher, records
 from raystream.client.fetched import SpanGone, read_span
-from raystream.errors import ActorLost, CorruptBatch, FencedLeaderEpoch, NotLeader, RaystreamError, TopicNotFound
+from raystream.errors import (
+    ActorLost,
+    CorruptBatch,
+    FencedLeaderEpoch,
+    LogTruncated,
+    NotLeader,
+    OffsetOutOfRange,
+    RaystreamError,
+    TopicNotFound,
+)
 from raystream.types import TopicPartition
 from tests.fakes.log import FakeCluster, FakePartition, eventually
 
@@ -211,15 +221,48 @@ def test_an_offset_that_is_gone_is_reset_with_a_warning(cluster: FakeCluster, ca
     assert "t-0: offset 2 is no longer there: 4 records were lost; going on at 6" in caplog.text
 
 
-def test_an_offset_beyond_the_end_is_reset_with_a_warning(
-    cluster: FakeCluster, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_position_past_the_end_is_reported_once_and_reading_goes_on_as_start_says(cluster: FakeCluster) -> None:
     cluster.append("t", [b"a"])
-    with caplog.at_level(logging.WARNING, "raystream"), cluster.consumer(start={0: 50}) as consumer:
+    with cluster.consumer(start={0: 50}) as consumer:
+        with pytest.raises(OffsetOutOfRange, match="offset 50 is not there: the log ends before it; going on at 1"):
+            next(iter(consumer))
         eventually(lambda: consumer.position("t", 0) == 1)
         cluster.append("t", [b"b"])
         assert next(iter(consumer)).value == b"b"
-    assert "the log ends before it" in caplog.text
+
+
+def test_records_that_were_read_and_taken_back_are_reported_and_reading_goes_on_where_the_logs_part(
+    cluster: FakeCluster,
+) -> None:
+    cluster.append("t", [b"%d" % n for n in range(6)])
+    with cluster.consumer(start="earliest") as consumer:
+        assert [next(iter(consumer)).offset for _ in range(6)] == [*range(6)]
+        eventually(lambda: part(cluster).fetches[-1].last_epoch >= 0)
+        part(cluster).errors.append(OffsetOutOfRange("no", diverging_offset=3))
+        with pytest.raises(LogTruncated, match="holds of what was read what lies below 3") as raised:
+            next(iter(consumer))
+        truncated = pickle.loads(pickle.dumps(raised.value))
+        assert (truncated.topic, truncated.partition, truncated.position, truncated.next) == ("t", 0, 6, 3)
+        assert next(iter(consumer)).offset == 3
+
+
+def test_a_topic_that_is_deleted_under_who_reads_it_alone_is_an_error(cluster: FakeCluster) -> None:
+    with cluster.consumer("t", start="earliest") as consumer:
+        eventually(lambda: consumer.assignment())
+        del cluster.topics["t"]
+        cluster.routing.forget("t")
+        with pytest.raises(TopicNotFound, match="there is no topic 't'"):
+            consumer.poll(10)
+
+
+def test_after_a_seek_nothing_is_said_of_what_was_read(cluster: FakeCluster) -> None:
+    cluster.append("t", [b"%d" % n for n in range(6)])
+    with cluster.consumer(start="earliest") as consumer:
+        assert next(iter(consumer)).offset == 0
+        consumer.seek("t", 0, 4)
+        assert next(iter(consumer)).offset == 4
+        found = [fetch for fetch in part(cluster).fetches if fetch.offset == 4]
+        assert found and found[0].last_epoch == -1
 
 
 def test_what_is_buffered_is_bounded(cluster: FakeCluster) -> None:

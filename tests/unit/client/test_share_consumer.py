@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import pickle
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -165,12 +166,31 @@ def test_a_dead_letter_that_cannot_be_written_is_kept(cluster: FakeCluster) -> N
         consumer.commit()
         assert state(cluster).dead_lettered == 0
 
-        def buried() -> bool:
-            consumer.poll(0.1)  # who asks for more takes dead letters along
-            return state(cluster).dead_lettered == 1
-
-        eventually(buried, 10)
+        eventually(lambda: state(cluster).dead_lettered == 1, 10)
     assert dead.end_offset == 1
+
+
+def test_dead_letters_are_buried_though_the_only_member_asks_for_nothing(cluster: FakeCluster) -> None:
+    dead = cluster.create("dead").partitions[0]
+    with open_share(cluster, dead_letter="dead", max_deliveries=1) as consumer:
+        record = next(iter(consumer))
+        consumer.acknowledge(record, "release")
+        eventually(lambda: state(cluster, record.partition).dead_lettered == 1)
+        assert dead.end_offset == 1, "while the rest of what it has acquired waits for its user"
+
+
+def test_a_pattern_reads_what_matches_it_now_and_later(cluster: FakeCluster) -> None:
+    cluster.create("t.dead")
+    cluster.create("u")
+    cluster.append("u", [b"no"])
+    with open_share(cluster, re.compile("t.*"), dead_letter="t.dead") as consumer:
+        assert values(take(consumer, 7)) == [b"a", b"b", b"c", b"d", b"e", b"x", b"y"]
+        cluster.create("t.new")
+        cluster.append("t.new", [b"new"])
+        assert values(take(consumer, 1)) == [b"new"]
+        consumer.commit()
+    assert "matching 't.*'" in repr(consumer)
+    assert {topic for topic, _ in cluster.coordinator_port.shares._groups["workers"].partitions} == {"t", "t.new"}
 
 
 def test_batches_are_accepted_when_the_next_is_asked_for(cluster: FakeCluster) -> None:
@@ -394,7 +414,7 @@ def test_bad_use_is_refused_with_a_sentence(cluster: FakeCluster) -> None:
     refused: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
         ("nowhere", {}, TopicNotFound, "there is no topic 'nowhere'"),
         ([], {}, InvalidArgument, "needs a topic"),
-        (7, {}, InvalidArgument, "by name"),
+        (7, {}, InvalidArgument, "needs a topic"),
         ("t", {"dead_letter": "t"}, InvalidArgument, "come round again"),
         ("t", {"dead_letter": "typed"}, InvalidArgument, "raw one"),
         ("t", {"dead_letter": "nowhere"}, TopicNotFound, "nowhere"),

@@ -56,7 +56,15 @@ class House:
         for member in members:
             self.beat(member, m.JOIN, **fields)
 
-    def acquire(self, member: str, most: int = 100, *, sequence: int = 0, received: int | None = None) -> Any:
+    def acquire(
+        self,
+        member: str,
+        most: int = 100,
+        *,
+        sequence: int = 0,
+        received: int | None = None,
+        dying_only: bool = False,
+    ) -> Any:
         """What it gave, as (first, stop, deliveries) of partition 0, or with the partition where there are several."""
         self.sequence += 1
         number = sequence or self.sequence
@@ -66,6 +74,7 @@ class House:
             max_records=most,
             sequence=number,
             received=number - 1 if received is None else received,
+            dying_only=dying_only,
         )
         found: Acquired = self.done(self.state.shares.acquire(request, self.now_ms))
         self.watch = found.watch

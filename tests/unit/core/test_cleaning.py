@@ -48,3 +48,10 @@ def test_what_was_appended_just_now_waits() -> None:
 def test_what_has_waited_too_long_is_compacted_whatever_the_ratio() -> None:
     assert up_to(cleaned_to=20, max_compaction_lag_ms=1_001) is None
     assert up_to(cleaned_to=20, max_compaction_lag_ms=1_000) == 30
+
+
+def test_a_tombstone_whose_time_has_come_is_reason_enough() -> None:
+    assert up_to(cleaned_to=30, horizon_ms=3_001) is None
+    assert up_to(cleaned_to=30, horizon_ms=3_000) == 30
+    assert up_to(cleaned_to=20, horizon_ms=3_000) == 30
+    assert up_to(cleaned_to=20, bound=29, horizon_ms=3_000) == 20

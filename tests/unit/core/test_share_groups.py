@@ -421,3 +421,45 @@ def test_one_append_has_one_row_for_each_partition() -> None:
     assert len(records) == 5
     (row,) = house.state.encode(records)
     assert from_pair(*row) == house.record
+
+
+def test_who_is_heard_is_told_of_records_that_nobody_takes_to_be_buried() -> None:
+    house = House(dead_letter="dead")
+    house.join("a", "b")
+    house.grow(10)
+    assert not house.beat("a").dying
+    house.acquire("a", 2)
+    house.say("a", m.REJECT, 0, 1)
+    assert house.beat("b").dying
+    assert house.acquire("a", dying_only=True) == [(0, 1, 1)]
+    assert house.reasons == ["rejected"]
+    assert not house.beat("b").dying, "somebody has them"
+    assert house.acquire("b", dying_only=True) == [], "no record that is to be handled"
+    house.say("a", m.BURIED, 0, 1)
+    assert house.record.dead_lettered == 1
+
+
+def test_a_pattern_picks_up_topics_as_they_come() -> None:
+    house = House(dead_letter="t.dead")
+    house.topics = {"t": 1, "t.dead": 1, "u": 1, "__t": 1}
+    house.know()
+    house.join("a", topics=(), pattern="(__)?t.*", starts=(("t", 0, 4),))
+    partitions = house.state.shares._groups["w"].partitions
+    assert {place: found.record.start_offset for place, found in partitions.items()} == {("t", 0): 4}
+    house.grow(6)
+    assert house.acquire("a") == [(4, 6, 1)]
+    house.topics = {**house.topics, "t.new": 2}
+    house.know()
+    house.beat("a")
+    assert sorted(partitions) == [("t", 0), ("t.new", 0), ("t.new", 1)]
+    house.done(house.state.shares.know_end("t.new", "id of t.new", 1, 3, 0))
+    assert house.acquire("a") == [(0, 3, 1)]
+    house.join("b", topics=("u",))
+    house.done(house.state.shares.know_end("t.new", "id of t.new", 1, 9, 0))
+    assert house.acquire("b") == [], "it does not read those"
+
+
+@pytest.mark.parametrize(("topics", "pattern"), [(("t",), "t"), ((), "("), ((), ""), ((), "x" * 2_000), ((), None)])
+def test_a_subscription_that_is_none_is_refused(topics: tuple[str, ...], pattern: str | None) -> None:
+    with pytest.raises(InvalidArgument):
+        House().join("a", topics=topics, pattern=pattern)

@@ -172,7 +172,8 @@ def test_producers_are_remembered_from_their_snapshot() -> None:
     commit(log)
     log.checkpoint()
     clean(log)
-    assert all(header.producer_id == -1 for header in headers_in(log) if header.is_explicit)
+    explicit = [header for header in headers_in(log) if header.is_explicit]
+    assert {header.producer_id for header in explicit} == {-1}, "the last batch stands in the segment appended to"
     files.crash(random.Random(1))
     log = open_log(files, segment_bytes=2_000)
     again = keyed([(b"k", b"17")], producer=(7, 0, 17))[1]
@@ -207,24 +208,6 @@ def test_a_follower_takes_cleaned_batches_as_they_are() -> None:
     append(follower, keyed([(b"k1", b"new")]))
     clean(follower)
     assert latest(rows_in(follower)) == {**latest(rows_in(log)), b"k1": (60, b"k1", b"new")}
-
-
-def test_what_is_not_decided_stops_it_and_what_is_void_goes() -> None:
-    log = open_log(MemoryFiles(), segment_bytes=2_000)
-    for i in range(12):
-        transactional = b.ATTR_TRANSACTIONAL if i == 6 else 0
-        append(log, keyed([(b"k", b"%d" % i)], attributes=transactional))
-    commit(log)
-    clean(log)
-    assert log.cleaned_to <= 6
-    assert (6, b"k", b"6") in rows_in(log)
-
-    def aborted(header: b.BatchHeader) -> str:
-        return "nothing" if header.attributes & b.ATTR_TRANSACTIONAL else "rows"
-
-    clean(log, fate=aborted)
-    assert log.cleaned_to > 6
-    assert (6, b"k", b"6") not in rows_in(log)
 
 
 def test_a_small_map_takes_several_passes() -> None:
