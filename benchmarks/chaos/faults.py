@@ -15,6 +15,7 @@ from benchmarks.chaos.namespaces import Network
 from benchmarks.chaos.nodes import Nodes
 
 TOPIC: Final = "soak"
+GROUPS_LOG: Final = "__consumer_offsets"
 PARTITIONS: Final = 4
 PAUSE_S: Final = 5.0
 CUT_S: Final = 8.0
@@ -38,8 +39,8 @@ def _broker(nodes: Nodes, turn: int) -> None:
 
 
 def _coordinator(nodes: Nodes, turn: int) -> None:
-    name = next(broker.coordinator for broker in nodes.brokers() if broker.coordinator)
-    nodes.kill(nodes.pid_of(name))
+    """The one that answers: beside the leader of the groups' log."""
+    nodes.kill(nodes.pid_of(nodes.broker(nodes.leader(GROUPS_LOG)).coordinator))
 
 
 def _controller(nodes: Nodes, turn: int) -> None:

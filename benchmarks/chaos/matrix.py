@@ -34,6 +34,7 @@ HEAD: Final = (
     "sends acknowledged / unknown",
     "polls",
     "commits",
+    "transactions ended / queue acknowledgements",
     "anomalies",
     "client errors",
     "sends go on after: median / longest",
@@ -137,6 +138,7 @@ def _row(outcomes: list[Outcome]) -> str:
         f"{operations['send ok']:,} / {operations['send info']:,}",
         f"{operations['poll ok']:,}",
         f"{operations['commit ok']:,}",
+        f"{operations['end ok']:,} / {operations['settle ok']:,}",
         (", ".join(f"{count:,} {name}" for name, count in anomalies.items()) or "0")
         + (f"; {hung} not ended" if hung else ""),
         f"{sum(len(outcome.client_errors) for outcome in outcomes):,}",

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+from benchmarks.chaos.faults import TOPIC
 
 ANYTHING: Final = "anything"
 WELL_BEFORE_S: Final = 0.5
@@ -18,6 +20,7 @@ def times_to_recover(history: Path) -> tuple[Waits, Waits]:
 
     It is the longest time in which sends to a partition were not acknowledged, or a group got no records, of all
     partitions or groups: counted from the fault, or from what still came after it, and begun well before the next one.
+    Of the plain producers' topic and its groups: a pipeline, and who writes in transactions, pause now and then anyway.
     """
     faults: list[tuple[float, str]] = []
     sends: dict[object, list[float]] = {}
@@ -28,12 +31,16 @@ def times_to_recover(history: Path) -> tuple[Waits, Waits]:
             at, kind, type_ = operation["time"] / 1e9, operation["kind"], operation["type"]
             if kind == "fault" and type_ == "invoke":
                 faults.append((at, operation.get("value", ANYTHING)))
-            elif kind == "send" and type_ == "ok":
+            elif kind == "send" and type_ == "ok" and operation["topic"] == TOPIC:
                 sends.setdefault(operation["partition"], []).append(at)
-            elif kind == "poll" and type_ == "ok" and operation.get("records") and operation.get("group"):
+            elif kind == "poll" and type_ == "ok" and _of_a_group(operation):
                 groups.setdefault(operation["group"], []).append(at)
     end_s = max((times[-1] for times in sends.values()), default=0.0)
     return _waits(faults, sends, end_s), _waits(faults, groups, end_s)
+
+
+def _of_a_group(poll: dict[str, Any]) -> bool:
+    return bool(poll.get("records") and poll.get("group") and not poll.get("txn"))
 
 
 def _waits(faults: list[tuple[float, str]], seen: dict[object, list[float]], end_s: float) -> Waits:

@@ -22,12 +22,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
-from benchmarks.chaos.faults import INJECTIONS, PARTITIONS, SETTLE_S, TOPIC
+from benchmarks.chaos.faults import GROUPS_LOG, INJECTIONS, SETTLE_S
 from benchmarks.chaos.namespaces import Network
 from benchmarks.chaos.nodes import Nodes
+from benchmarks.chaos.workloads import PARTITIONS_OF, Workloads
 from raystream.testing.faults import Fault, FaultSchedule
 from raystream.testing.history import Recorder
-from raystream.testing.workload import Workload
 
 FIRST_S: Final = 10.0
 HISTORY: Final = "history"
@@ -74,8 +74,8 @@ def _order(faults: list[str], turn: int) -> Iterator[tuple[str, int]]:
 
 def _run(nodes: Nodes, recorder: Recorder, order: Iterator[tuple[str, int]], seconds: float, every_s: float) -> Seen:
     nodes.wait_for_brokers(3)
-    nodes.cluster.create_topic(TOPIC, partitions=PARTITIONS, replication_factor=3)
-    nodes.wait_for_isr("__consumer_offsets", 3)
+    workloads = Workloads(nodes.cluster, recorder)
+    nodes.wait_for_isr(GROUPS_LOG, 3)
     seen = Seen()
     busy = threading.Lock()
 
@@ -90,21 +90,17 @@ def _run(nodes: Nodes, recorder: Recorder, order: Iterator[tuple[str, int]], sec
                 seen.not_injected.append(f"{fault}: {error!r}")
         recorder.info("faults", "fault", value=fault)
 
-    workloads = [
-        Workload(nodes.cluster, TOPIC, recorder, producers=2, members=2, group=f"group-{n}", name=f"w{n}", seed=n)
-        for n in range(2)
-    ]
-    with workloads[0], workloads[1], FaultSchedule([Fault("fault", inject, every_s, first_s=FIRST_S)]):
+    with workloads.running(), FaultSchedule([Fault("fault", inject, every_s, first_s=FIRST_S)]):
         time.sleep(seconds)
     with busy:  # the last fault is over
         if nodes.network is not None:
             nodes.network.heal()
         nodes.replace_the_dead()
     nodes.wait_for_brokers(3)
-    nodes.wait_for_isr(TOPIC, 3, SETTLE_S)
-    for workload in workloads:
-        workload.final_read()
-    seen.client_errors = [repr(failure) for workload in workloads for failure in workload.failures]
+    for topic in (GROUPS_LOG, *PARTITIONS_OF):
+        nodes.wait_for_isr(topic, 3, SETTLE_S)
+    wrong = workloads.finish()
+    seen.client_errors = [*map(repr, workloads.failures), *wrong]
     return seen
 
 

@@ -335,9 +335,11 @@ class Membership:
             if slot is not None:
                 self._buffer.committed(slot, position.offset, number)
 
-    def forget_left_open(self) -> None:
-        """What was handed out and not committed has been taken back."""
+    def rewound(self) -> None:
+        """What was handed out and not committed has been taken back: it comes again, also of partitions that are lost
+        or not open yet."""
         self._left_open.clear()
+        self._retained.clear()
 
     async def leave(self, *, told: bool | None = None) -> None:
         """Tells the coordinator at once, so that the others need not wait for the session to run out. A static member

@@ -281,10 +281,13 @@ class Session:
         """All positions go back to what is committed, or to where the partition was begun with."""
         if self.membership is None:
             raise InvalidArgument("a consumer without a group has no committed positions to go back to")
+        held = self.membership.owned
         committed = await self.membership.committed()
-        self.membership.forget_left_open()
+        self.membership.rewound()
         for partition, slot in self.membership.owned.items():
-            self._buffer.move(slot, committed.get(partition, slot.begin))
+            begin = slot.begin if slot.committed is None else slot.committed
+            asked = held.get(partition) is slot  # one that came meanwhile may have been asked about later
+            self._buffer.move(slot, committed.get(partition, slot.begin) if asked else begin)
             self._fetcher.restart(slot)
 
     async def committed(self) -> Offsets:

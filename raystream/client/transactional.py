@@ -110,12 +110,13 @@ class TransactionalSender(Sender):
             raise
 
     async def abort(self) -> None:
-        """Aborts: what waits is not sent, what is on its way is refused or does not count. Raises FencedProducer, and
-        RequestTimeout where it is not known yet."""
+        """Aborts: what waits is not sent, what is on its way is refused or does not count. Raises FencedProducer,
+        InvalidTransactionState where it is committed already, and RequestTimeout where it is not known yet."""
         self._refuse_fenced()
         if self.state not in ("open", "ending"):
             raise InvalidTransactionState("no transaction is open")
-        why = self.failure or InvalidTransactionState("the transaction was aborted")
+        before = self.failure
+        why = before or InvalidTransactionState("the transaction was aborted")
         self.failure = why
         for sink in list(self.sinks.values()):
             self.drain(sink, open_too=True)
@@ -126,13 +127,18 @@ class TransactionalSender(Sender):
         for task in under_way:
             task.cancel()
         await asyncio.gather(*under_way, return_exceptions=True)
-        await self._end(commit=False, offsets=())
+        try:
+            await self._end(commit=False, offsets=())
+        except InvalidTransactionState:  # it was committed: `commit`, asked again, says so, and the producer goes on
+            self.failure = before
+            raise
 
     async def _end(self, *, commit: bool, offsets: tuple[m.CommitRequest, ...]) -> None:
         if not self._told and not offsets:
             self.state = "ready"  # nothing was written: nobody need hear of it
             return
         assert self._producer_id is not None
+        self._told = True  # where this has no answer, an abort has to ask, too: positions alone may have moved
         request = m.EndTransactionRequest(
             transactional_id=self._id,
             producer_id=self._producer_id,

@@ -52,7 +52,7 @@ def reconcile(cluster: Cluster, produced: Mapping[int, Range], source: pd.DataFr
         "the replay's statistics are not those of the package's frame": flights.merged([flights.delays(replay)]).equals(
             own
         ),
-        "the replay is not the package's frame, carrier by carrier in order": _by_key(replay).equals(_by_key(source)),
+        "the replay is not the package's frame, carrier by carrier in order": by_key(replay).equals(by_key(source)),
         "the group's positions are not at the topic's ends": _positions(cluster)
         == {p: end for p, (_, end) in produced.items()},
     }
@@ -60,7 +60,7 @@ def reconcile(cluster: Cluster, produced: Mapping[int, Range], source: pd.DataFr
     return Reconciliation(made, ledger.distinct, lost, ledger.repeated, replay_seconds, differences, streamed)
 
 
-def _by_key(frame: pd.DataFrame) -> pd.DataFrame:
+def by_key(frame: pd.DataFrame) -> pd.DataFrame:
     """Order holds within a key, which is all that a partitioned log promises."""
     return frame.sort_values(flights.KEY, kind="stable", ignore_index=True)
 

@@ -5,9 +5,10 @@
 prints the report of recorded files and exits with 1 where it holds an anomaly. What each anomaly means stands in
 `report.ANOMALIES`; the model is Jepsen's Kafka workload.
 
-It assumes that the values of a topic are unique and not compacted, that consumers read committed records only, and
-that somebody reads every partition from its beginning. It reports what cannot have happened on a correct log whatever
-the timing: an outcome that is unknown may be either. One pass, memory in proportion to the number of values.
+It assumes that the values of a topic are unique and not compacted, that consumers read committed records only where
+they do not say otherwise, and that somebody reads every partition from its beginning. It reports what cannot have
+happened on a correct log whatever the timing: an outcome that is unknown may be either. One pass, memory in proportion
+to the number of values.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from raystream.errors import InvalidArgument
 from raystream.testing.consumers import Consumers
 from raystream.testing.facts import Facts
 from raystream.testing.groups import Groups
+from raystream.testing.moves import Moves
 from raystream.testing.operations import History, Operation
 from raystream.testing.queues import Queues
 from raystream.testing.report import ANOMALIES, EXAMPLES_MAX, Anomaly, Findings, Report
@@ -56,8 +58,9 @@ class Checker:
         self._consumers = Consumers(self._facts, self._findings)
         self._groups = Groups(self._findings)
         self._queues = Queues(self._facts, self._findings)
+        self._moves = Moves(self._facts, self._groups, self._findings)
         self._handlers: dict[str, Callable[[int, Operation], None]] = {
-            "send": self._facts.send,
+            "send": self._send,
             "poll": self._poll,
             "assign": self._reassigned,
             "revoke": self._reassigned,
@@ -69,7 +72,8 @@ class Checker:
             "settle": self._queues.settle,
             "buried": self._queues.buried,
             "settled": self._queues.settled,
-            "end": self._transactions.end,
+            "begin": self._transactions.begin,
+            "end": self._end,
             "crash": self._crash,
         }
 
@@ -96,6 +100,9 @@ class Checker:
         self._consumers.find_group_skips()
         self._queues.find_what_is_wrong()
         self._transactions.find_early_reads(self._facts, self._findings)
+        self._transactions.find_halves(self._facts, self._findings)
+        self._transactions.find_zombies(self._facts, self._findings)
+        self._moves.find_what_is_wrong()
         self._transactions.find_cycles(self._facts, self._findings)
 
     def _report(self, operations: Iterable[Operation], seen: dict[str, int]) -> Report:
@@ -111,6 +118,15 @@ class Checker:
         return Report(seen, counts, anomalies, tuple(findings.notes))
 
     # Operations -----------------------------------------------------------------------------------------------------
+
+    def _send(self, number: int, operation: Operation) -> None:
+        self._facts.send(number, operation)
+        if operation.source is not None:
+            self._moves.made(operation)
+
+    def _end(self, number: int, operation: Operation) -> None:
+        self._transactions.end(number, operation)
+        self._groups.ended(number, operation)
 
     def _group(self, operation: Operation) -> str | None:
         if operation.group is not None:

@@ -154,6 +154,7 @@ class Facts:
         """What a poll gave, as runs of consecutive offsets in the order in which it gave them."""
         drain = self._drains.get(operation.process)
         bit = 0 if drain is None else drain.bit
+        committed = operation.isolation is None
         values, partitions, placed, read, drained = (
             self._values,
             self._partitions,
@@ -180,15 +181,16 @@ class Facts:
                     self._place_again(number, current, offset, value)
             else:
                 self._place(number, current, offset, value)
-            if read[value] < 0:
+            if read[value] < 0 and committed:
                 read[value] = number
             if bit:
                 drained[value] |= bit
-            if transactional and value in transactional:
+            if transactional and committed and value in transactional:
                 self._transactions.read(number, operation.txn, value)
         if current >= 0:
             runs.append((current, first, last))
-        self._raise_high(number, runs, self.high)
+        if committed:
+            self._raise_high(number, runs, self.high)
         if drain is not None:
             self._raise_high(number, runs, drain.high)
         return runs
@@ -263,6 +265,10 @@ class Facts:
             ended = self.transaction(value)[1]
             return max(since, ended if ended >= 0 else self.read[value])
         return since
+
+    def acked(self, value: int) -> bool:
+        """Whether its send was acknowledged."""
+        return self.outcome[value] == ACKED
 
     def shown(self, value: int) -> bool:
         """Whether the log showed it, or must."""

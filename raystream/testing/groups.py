@@ -20,16 +20,41 @@ class Groups:
         self._known: dict[tuple[str, str, int], tuple[list[int], list[int]]] = {}
         """Per group and partition: operations at which the highest known position rose, and what it rose to."""
         self._begun: dict[tuple[str, str], int] = {}
+        self._in_transaction: dict[str, list[tuple[str, Operation]]] = {}
+        """Commits by the transaction that they belong to, each with its group."""
+        self._ends: dict[str, int] = {}
         self._owners: dict[tuple[str, int, str, int], tuple[str, int]] = {}
 
     def position(self, number: int, operation: Operation, group: str | None) -> None:
-        """A commit, or a read of committed positions. Commits in transactions are left alone."""
+        """A commit, or a read of committed positions. A commit in a transaction counts from its end on."""
         if operation.type == "invoke":
             self._begun[operation.process, operation.kind] = number
             return
         begun = self._begun.pop((operation.process, operation.kind), number)
-        if operation.type != "ok" or group is None or operation.txn is not None:
+        if operation.type != "ok" or group is None:
             return
+        if operation.txn is not None:
+            self._in_transaction.setdefault(operation.txn, []).append((group, operation))
+            return
+        self._moved(begun, number, operation, group)
+
+    def ended(self, number: int, operation: Operation) -> None:
+        """A transaction's end was asked for, or is answered: with a commit its positions move."""
+        name = operation.txn or ""
+        if operation.outcome != "commit":
+            return
+        if operation.type == "invoke":
+            self._ends.setdefault(name, number)
+        elif operation.type == "ok":
+            for group, commit in self._in_transaction.pop(name, []):
+                self._moved(self._ends.get(name, number), number, commit, group)
+
+    def highest(self, group: str, topic: str, partition: int) -> tuple[int, int] | None:
+        """The highest position known of a partition, and the operation from which on it was known."""
+        numbers, offsets = self._known.get((group, topic, partition), ([], []))
+        return (offsets[-1], numbers[-1]) if offsets else None
+
+    def _moved(self, begun: int, number: int, operation: Operation, group: str) -> None:
         for topic, partition, offset in operation.offsets:
             numbers, offsets = self._known.setdefault((group, topic, partition), ([], []))
             before = bisect_left(numbers, begun) - 1

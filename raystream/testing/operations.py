@@ -18,11 +18,14 @@ everything the invocation said. `fail` says that it surely did not happen; `info
 | settle | what a member said becomes of records: group, records, epoch as it was delivered, outcome `accept` … |
 | buried | copies in a dead-letter topic: group, and records as they stand in their own topic |
 | settled | group, and offsets below which the queue holds everything settled, once it is at rest |
+| begin | of a transaction: txn, transactional_id; a process is one producer of that id, from its first `begin` on |
 | end | of a transaction: txn, outcome `commit` or `abort` |
 | crash | a process is gone; what it had open stays unknown |
 | fault | something was broken on purpose; value says what |
 
-A send, poll or commit with `txn` belongs to that transaction. Values are unique over the whole history, names of
+A send, poll or commit with `txn` belongs to that transaction; positions of such a commit move with its `end`. A send
+with `source` and `group` says of which value of another topic it was made, by a pipeline of that group. A poll with
+`isolation` "read_uncommitted" may see what is open or aborted. Values are unique over the whole history, names of
 transactions too. A process does one thing at a time, but for sends.
 """
 
@@ -40,7 +43,7 @@ from raystream.errors import InvalidArgument
 Type = Literal["invoke", "ok", "fail", "info"]
 Kind = Literal[
     "send", "poll", "assign", "revoke", "seek", "commit", "committed", "drain", "deliver", "settle", "buried",
-    "settled", "end", "crash", "fault",
+    "settled", "begin", "end", "crash", "fault",
 ]  # fmt: skip
 Value = str | int
 
@@ -68,7 +71,10 @@ class Operation(NamedTuple):
     group: str | None = None
     epoch: int | None = None
     txn: str | None = None
+    transactional_id: str | None = None
     outcome: Literal["commit", "abort", "accept", "release", "reject"] | None = None
+    source: Value | None = None
+    isolation: Literal["read_uncommitted"] | None = None
     error: str | None = None
 
     def __str__(self) -> str:

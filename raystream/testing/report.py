@@ -26,6 +26,11 @@ ANOMALIES: Final = {
     "accepted-twice": "two members of a queue were told that they have accepted one record",
     "delivered-after-accept": "a record was accepted, although a later delivery of it had begun or was yet to come",
     "settled-unhandled": "a queue is done with a record that nobody accepted and that is no dead letter",
+    "half-transaction": "records of a transaction were read, and others of it, acknowledged, are absent in the end",
+    "zombie-write": "a producer wrote or committed after another one had surely taken over its transactional id",
+    "moved-twice": "a pipeline has made two visible records of one",
+    "moved-never": "a pipeline's position has passed a record of which it has made none",
+    "moved-out-of-order": "what a pipeline has made of a partition's records stands in another order",
     "write-cycle": "transactions wrote around each other: each has a write after one of the next",
     "information-cycle": "transactions that each read from, or wrote after, the next in a circle",
 }

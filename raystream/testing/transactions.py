@@ -28,11 +28,21 @@ class Fate(Enum):
 
 
 @dataclass(slots=True)
+class _Producer:
+    """One holder of a transactional id: the operations between which it has taken the id."""
+
+    process: str
+    invoked: int
+    taken: int = -1
+
+
+@dataclass(slots=True)
 class _Transaction:
     name: str
     commit_asked: int = -1
     ended: int = -1
     fate: Fate = Fate.UNKNOWN
+    producer: _Producer | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +65,8 @@ class Transactions:
         self._numbers: dict[str, int] = {}
         self.of_value: dict[int, int] = {}
         """The transaction in which a value was sent."""
+        self._producers: dict[str, dict[str, _Producer]] = {}
+        """By transactional id, then by process."""
         self._early: dict[int, tuple[int, bool]] = {}
         self._reads: dict[tuple[int, int], tuple[int, int]] = {}
 
@@ -64,6 +76,16 @@ class Transactions:
             found = self._numbers[name] = len(self._all)
             self._all.append(_Transaction(name))
         return found
+
+    def begin(self, number: int, operation: Operation) -> None:
+        """A transaction begins, or has begun: the first time its producer has taken over the transactional id."""
+        if operation.txn is None or operation.transactional_id is None:
+            raise InvalidArgument("the beginning of a transaction needs txn and transactional_id")
+        of_id = self._producers.setdefault(operation.transactional_id, {})
+        producer = of_id.setdefault(operation.process, _Producer(operation.process, number))
+        if operation.type == "ok":
+            producer.taken = number if producer.taken < 0 else producer.taken
+            self._all[self._number(operation.txn)].producer = producer
 
     def wrote(self, name: str, value: int) -> None:
         """A send in a transaction was invoked."""
@@ -115,6 +137,55 @@ class Transactions:
                 asked = f"{transaction.name!r}" if own else f"{transaction.name!r} asked to commit"
                 sentence = f"{facts.values[value]!r} was read by {whose} {asked}"
                 findings.add("uncommitted-read", sentence, (facts.sent[value], number, transaction.commit_asked))
+
+    def find_halves(self, facts: Facts, findings: Findings) -> None:
+        """Transactions that nobody was told the outcome of: where one record was read all must be there in the end."""
+        first: dict[int, int] = {}
+        for value in sorted((value for value in self.of_value if facts.read[value] >= 0), key=facts.read.__getitem__):
+            first.setdefault(self.of_value[value], value)
+        for value, transaction in self.of_value.items():
+            if self._all[transaction].fate is not Fate.UNKNOWN or transaction not in first or not facts.acked(value):
+                continue
+            drain, read = facts.complete.get(facts.partition[value]), first[transaction]
+            if drain is None or facts.drained[value] & drain.bit or facts.read[read] >= drain.begun:
+                continue
+            if facts.read[value] < 0 and facts.offset[value] >= drain.starts[facts.partition[value]]:
+                place = facts.place(facts.partition[value], facts.offset[value])
+                sentence = (
+                    f"{facts.values[read]!r} of {self.name(transaction)!r} was read, and {facts.values[value]!r}, "
+                    f"acknowledged at {place}, is absent"
+                )
+                findings.add("half-transaction", sentence, (facts.settled[value], facts.read[read], drain.begun))
+
+    def find_zombies(self, facts: Facts, findings: Findings) -> None:
+        """What producers did after another one had taken over their transactional id."""
+        taken_over = {number: self._taken_over(transaction) for number, transaction in enumerate(self._all)}
+        told: set[int] = set()
+        for value, number in self.of_value.items():
+            transaction, (successor, since) = self._all[number], taken_over[number]
+            committed = facts.read[value] >= 0 or transaction.fate is Fate.COMMITTED
+            late_commit = committed and not 0 <= transaction.commit_asked <= since
+            late_write = facts.acked(value) and facts.sent[value] > since
+            if since >= 0 and (late_commit or late_write) and number not in told:
+                told.add(number)
+                assert transaction.producer is not None
+                what = "was committed" if late_commit else "was written to"
+                sentence = (
+                    f"{transaction.name!r} of {transaction.producer.process} {what} with {facts.values[value]!r} after "
+                    f"{successor} had taken over its transactional id"
+                )
+                shown = (since, facts.sent[value], facts.settled[value], transaction.commit_asked, facts.read[value])
+                findings.add("zombie-write", sentence, shown)
+
+    def _taken_over(self, transaction: _Transaction) -> tuple[str, int]:
+        """The first producer that has taken the id surely after the transaction's own, and when it had; -1: nobody."""
+        producer = transaction.producer
+        if producer is None:
+            return "", -1
+        of_id = next(held for held in self._producers.values() if held.get(producer.process) is producer)
+        later = [other for other in of_id.values() if other.taken >= 0 and other.invoked > producer.taken]
+        first = min(later, key=lambda other: other.taken, default=None)
+        return ("", -1) if first is None else (first.process, first.taken)
 
     def find_cycles(self, facts: Facts, findings: Findings) -> None:
         """Circles of ww dependencies, and of ww and wr ones with at least one wr.

@@ -14,10 +14,12 @@ import pytest
 
 from tests.sim.cluster.bugs import BUGS
 from tests.sim.cluster.queue_bugs import BUGS as QUEUE_BUGS
+from tests.sim.cluster.transaction_bugs import BUGS as TRANSACTION_BUGS
 from tests.sim.planted import Bug
 
 SEEDS = 300
 QUEUE_SEEDS = 100
+TRANSACTION_SEEDS = 30
 KINDS = {
     "blackout",
     "power_cut",
@@ -58,7 +60,7 @@ def test_nothing_is_lost_doubled_or_out_of_order_whatever_happens() -> None:
     assert {kind for kind in KINDS if f"'{kind}'" not in told} == set(), "some things do not come about any more"
 
 
-@pytest.mark.parametrize("world", ["tests.sim.cluster", "tests.sim.cluster.queues"])
+@pytest.mark.parametrize("world", ["tests.sim.cluster", "tests.sim.cluster.queues", "tests.sim.cluster.transactions"])
 def test_the_same_seed_gives_the_same_run(world: str) -> None:
     first, second = (simulated(world, "--seed", "11") for _ in range(2))
     assert first.split(" simulated in ")[0] == second.split(" simulated in ")[0]
@@ -72,10 +74,21 @@ def test_a_queue_forgets_nothing_whatever_happens() -> None:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    ("planted", "bugs"), [("tests.sim.cluster.bugs", BUGS), ("tests.sim.cluster.queue_bugs", QUEUE_BUGS)]
+    ("planted", "bugs"),
+    [
+        ("tests.sim.cluster.bugs", BUGS),
+        ("tests.sim.cluster.queue_bugs", QUEUE_BUGS),
+        ("tests.sim.cluster.transaction_bugs", TRANSACTION_BUGS),
+    ],
 )
 def test_every_planted_bug_is_caught(planted: str, bugs: Mapping[str, Bug]) -> None:
     """`python -m tests.sim.cluster.bugs` finds anew by which seed, where that has changed."""
     told = simulated(planted).splitlines()
     assert len(told) == len(bugs)
     assert [line for line in told if "not caught" in line] == []
+
+
+@pytest.mark.timeout(1200)
+def test_everything_is_moved_exactly_once_whatever_happens() -> None:
+    told = simulated("tests.sim.cluster.transactions", "--seeds", str(TRANSACTION_SEEDS), "--jobs", "2")
+    assert told.startswith(f"{TRANSACTION_SEEDS} seeds, ")

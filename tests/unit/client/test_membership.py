@@ -136,6 +136,24 @@ def test_after_a_fence_the_group_is_right_where_others_moved_on(
         eventually(lambda: len(consumer.assignment()) == 2 and consumer.position() == {"t": {0: 8, 1: 8}})
 
 
+def test_what_a_fenced_member_had_in_hand_comes_again_after_a_rewind(
+    cluster: FakeCluster, coordinator: FakeCoordinator
+) -> None:
+    """Also where the partition was not open again when it rewound: what was made of it has been taken back."""
+    with cluster.consumer(group="g", auto_commit=False) as a:
+        member = a._session.membership
+        assert member is not None
+        batch = a.poll(5)
+        assert batch is not None
+        coordinator.pinned = {"nobody": set()}
+        coordinator.forget_members()
+        eventually(lambda: not a.assignment())
+        a.rewind()
+        coordinator.pinned = {member.member_id: {(batch.topic, batch.partition)}}
+        again = a.poll(5)
+        assert again is not None and again.offsets == batch.offsets
+
+
 def test_a_commit_waits_for_the_new_epoch(cluster: FakeCluster, coordinator: FakeCoordinator) -> None:
     with cluster.consumer(group="g", auto_commit=False) as consumer:
         first = one(consumer)

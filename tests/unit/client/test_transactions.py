@@ -7,8 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from raystream import messages as m
 from raystream.batch import ATTR_TRANSACTIONAL
 from raystream.client.producer import Producer
+from raystream.client.transactional import TransactionalSender
 from raystream.errors import (
     DeliveryFailed,
     FencedProducer,
@@ -158,6 +160,25 @@ def test_a_commit_whose_outcome_is_unknown_can_be_asked_for_again_and_is_not_abo
     with producer.transaction():
         producer.send("t", "y", partition=0)
     assert seen(topic) == [b"x", b"y"]
+
+
+def test_a_commit_of_positions_alone_whose_outcome_is_unknown_is_not_aborted_unasked(
+    producer: Producer, coordinator: TransactionalCoordinator, cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raystream.client.transactional.COORDINATOR_WAIT_MS", 300.0)
+    offsets = (m.CommitRequest(group="g", offsets=(m.CommittedOffset(topic="t", partition=0, offset=7),)),)
+    producer.begin_transaction()
+    sender = producer._sender
+    assert isinstance(sender, TransactionalSender)
+    coordinator.lose.extend(["end"] * 1_000)
+    with pytest.raises(RequestTimeout):
+        cluster.loop.run(sender.commit(offsets))
+    coordinator.lose.clear()
+    with pytest.raises(InvalidTransactionState, match="was committed"):
+        producer.abort_transaction()
+    cluster.loop.run(sender.commit(offsets))
+    with producer.transaction():
+        producer.send("t", "x", partition=0)
 
 
 # Failures -------------------------------------------------------------------------------------------------------------

@@ -66,6 +66,9 @@ class Script:
     def settled(self, offset: int) -> Script:
         return self.add("r", "ok", "settled", group="q", offsets=[(T, 0, offset)])
 
+    def begin(self, txn: str, *, by: str = "p", id: str = "i") -> Script:
+        return self.call(by, "ok", "begin", txn=txn, transactional_id=id)
+
     def end(self, txn: str, outcome: str = "commit", *, type: Type = "ok", by: str = "p") -> Script:
         return self.call(by, type, "end", txn=txn, outcome=outcome)
 

@@ -10,6 +10,7 @@ from raystream.errors import InvalidArgument
 from raystream.testing import checker
 from raystream.testing.history import Operation, Recorder, check
 from raystream.testing.report import ANOMALIES
+from tests.unit.testing.exactly_once_cases import EXACTLY_ONCE
 from tests.unit.testing.script import Script, T
 
 
@@ -227,6 +228,7 @@ BAD: dict[str, tuple[str, Script, Script]] = {
             "d", "ok", "assign", partitions=[(T, 0)], group="g", epoch=4
         ),
     ),
+    **EXACTLY_ONCE,
     "a circle of writes": (
         "write-cycle",
         Script()
@@ -331,6 +333,14 @@ def test_write_dependencies_do_not_count_where_write_cycles_are_ignored() -> Non
     assert history.check(ignore=["write-cycle"]).ok
 
 
+def test_a_reader_of_everything_may_see_what_is_open_or_aborted_and_nothing_twice() -> None:
+    history = Script().send("a", 0, txn="x").poll((0, "a"), isolation="read_uncommitted").end("x", "abort")
+    assert history.send("b", 2).drain((2, "b")).check().ok
+    assert found(history.poll((0, "b"), by="d", isolation="read_uncommitted")) == {
+        "inconsistent-offsets": 1, "duplicate": 1,
+    }  # fmt: skip
+
+
 def test_a_read_only_transaction_closes_no_circle() -> None:
     history = Script().send("a", 0, txn="x").end("x").poll((0, "a"), by="q", txn="y").end("y", by="q")
     assert history.check().ok
@@ -383,6 +393,7 @@ def test_an_iterator_is_checked_like_a_list() -> None:
         (Script().add("r", "ok", "drain").operations, "did not begin"),
         (Script().add("p", "invoke", "send", topic=T).operations, "needs topic and value"),
         (Script().add("p", "ok", "end", txn="x").operations, "needs txn and outcome"),
+        (Script().add("p", "ok", "begin", txn="x").operations, "needs txn and transactional_id"),
         (Script().add("r", "invoke", "drain").operations * 64, None),
     ],
 )
