@@ -23,6 +23,7 @@ from raystream import messages as m
 from raystream.actors import compaction
 from raystream.actors.compaction import Compactor
 from raystream.actors.leading import Append
+from raystream.actors.partition import SWITCH_INTERVAL_S
 from raystream.actors.replica import Replica
 from raystream.actors.writer import Ticket, Writer
 from raystream.clock import SystemClock
@@ -126,6 +127,7 @@ def main() -> None:
     parser.add_argument("--data-dir")
     args = parser.parse_args()
     compaction.BREATH_SHARE = args.breath  # type: ignore[misc]
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     rng = np.random.default_rng(1)
     with tempfile.TemporaryDirectory(dir=args.data_dir) as directory:
         partition = Partition(directory)

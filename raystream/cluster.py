@@ -279,7 +279,11 @@ class Cluster(Consuming):
         return description
 
     def lag(self, group: str) -> Rows[PartitionLag]:
-        """How many records the group is behind, per partition. Raises GroupNotFound."""
+        """How many records the group is behind, per partition. Raises GroupNotFound.
+
+        Counted to the high watermark, as Kafka's tools do, whatever the members' isolation: records of transactions
+        that are open count as well. `consumer.lag()` counts to the last stable offset where it reads what is committed.
+        """
         rows: Rows[PartitionLag] = self._run(self._admin.lag(group))
         return rows
 

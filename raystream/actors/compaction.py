@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 from raystream.actors.replica import Replica
@@ -23,7 +24,10 @@ logger = logging.getLogger("raystream.partition")
 
 LOOK_MS: Final = 5_000.0
 BREATH_SHARE: Final = 0.25
-"""So much of the time that a piece of work took is waited before the next."""
+"""So much of the time that a piece of work took is waited before the next, or more, so that it comes to no more than
+MAX_BYTES_PER_S."""
+MAX_BYTES_PER_S: Final = 500_000_000
+"""Read, written and removed, all counted. A log is read two times, and a third time where something of it stays."""
 
 
 class _Stopped(RaystreamError):
@@ -110,7 +114,7 @@ class Compactor:
         now_ms = self._clock.now_ms()
         in_sync = set(replica.spec.isr) >= set(replica.spec.replicas)
         fates = self._on_writer(lambda: fates_in(log, now_ms=now_ms, in_sync=in_sync))
-        cleaner = Cleaner(log, settings, self._on_writer, fates, now_ms=now_ms, breathe=lambda: self._breathe(replica))
+        cleaner = Cleaner(log, settings, self._on_writer, fates, now_ms=now_ms, breathe=partial(self._breathe, replica))
         cleaned = cleaner.run(up_to)
         self._horizons[replica] = cleaned.next_horizon_ms
         return cleaned
@@ -121,8 +125,9 @@ class Compactor:
             self._horizons[replica] = next_horizon(replica.log)
         return self._horizons[replica]
 
-    def _breathe(self, replica: Replica) -> None:
+    def _breathe(self, replica: Replica, nbytes: int) -> None:
         took_ms = self._clock.monotonic_ms() - self._worked_ms
-        if self._stopping.wait(took_ms * BREATH_SHARE / 1000) or replica not in self._replicas():
+        pause_ms = max(took_ms * BREATH_SHARE, nbytes * 1_000 / MAX_BYTES_PER_S - took_ms)
+        if self._stopping.wait(pause_ms / 1000) or replica not in self._replicas():
             raise _Stopped("the replica is served from here no more")
         self._worked_ms = self._clock.monotonic_ms()

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any, Final
 
 from raystream import messages as m
@@ -21,23 +21,31 @@ from raystream.errors import ActorLost, RaystreamError, RequestTimeout
 
 logger = logging.getLogger("raystream")
 
-MAX_IDLE: Final = 4
+MAX_IDLE: Final = 16
 IDLE_S: Final = 30.0
 ASK_AGAIN_S: Final = 10.0
+FIRST_WAIT_S: Final = 0.5
+"""So long a call waits to hear where the endpoint is, before it goes through Ray: a burst of such calls would hold up
+the answer itself."""
 _LOST: Final = "the actor ended the connection: it died or is stopping"
 
 
 class Connections:
     """Calls an endpoint. Used on one loop only."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, methods: Collection[str] = ()) -> None:
         self.address = address
+        self._methods = frozenset(methods)
         self._idle: list[_Connection] = []
         self.lost = False
         """Whether the endpoint is gone: callers keep to Ray from then on."""
         self._closed = False
         self._loop = asyncio.get_running_loop()
         self._tidying: asyncio.TimerHandle | None = None
+
+    def serves(self, method: str) -> bool:
+        """Whether the endpoint has said that it takes such calls."""
+        return method in self._methods
 
     async def call(self, method: str, message: Any, payload: Bytes | None = None, *, timeout_ms: float) -> Any:
         """One call. Raises what the other side raised, or RequestTimeout or ActorLost: then it may have happened."""
@@ -114,6 +122,14 @@ class Shortcut:
             self._asking = asyncio.ensure_future(self._find())
         return self._connections
 
+    async def found(self) -> Connections | None:
+        """As `current`, once the actor has said where its endpoint is, if it is being asked."""
+        connections = self.current()
+        if connections is None and self._asking is not None:
+            await asyncio.wait((self._asking,), timeout=FIRST_WAIT_S)
+            connections = self.current()
+        return connections
+
     async def _find(self) -> None:
         try:
             reply = await self._ask()
@@ -121,7 +137,7 @@ class Shortcut:
             if reply.address is None or reply.machine != endpoint.machine():
                 self._never = True
                 return
-            self._connections = Connections(reply.address)
+            self._connections = Connections(reply.address, reply.methods)
         except RaystreamError as error:
             logger.debug("no endpoint at the moment: %s", error)
         finally:

@@ -11,6 +11,7 @@ ActorLost it may have happened; repeating it is safe.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import os
 import sys
@@ -41,6 +42,7 @@ from raystream.core.coordinator import Coordinator
 from raystream.core.groups import Decision
 from raystream.core.offset_expiry import EXPIRY_LOOK_EVERY_MS
 from raystream.core.transaction_records import TransactionRecord
+from raystream.core.transactions import MAX_EPOCH
 from raystream.errors import ConcurrentTransactions, CoordinatorNotAvailable, RaystreamError
 from raystream.ports import ControllerPort
 
@@ -82,6 +84,7 @@ class CoordinatorActor:
         served = (
             self.commit,
             self.heartbeat,
+            self.fetch_offsets,
             self.add_partitions,
             self.end_transaction,
             self.share_heartbeat,
@@ -108,7 +111,10 @@ class CoordinatorActor:
     def endpoint(self) -> m.EndpointReply:
         """Where callers on this machine may make the frequent calls as well, by the methods' names."""
         return m.EndpointReply(
-            node_id=ray.get_runtime_context().get_node_id(), address=self._endpoint.address, machine=machine()
+            node_id=ray.get_runtime_context().get_node_id(),
+            address=self._endpoint.address,
+            machine=machine(),
+            methods=self._endpoint.methods,
         )
 
     def init_producer(self, request: m.InitProducerRequest) -> m.InitProducerReply:
@@ -122,7 +128,10 @@ class CoordinatorActor:
 
     def end_transaction(self, request: m.EndTransactionRequest) -> m.EndTransactionReply:
         """Commits or aborts, once. Answers when every partition has its marker; raises ConcurrentTransactions where
-        that takes longer, and then it is decided: asked again, it gives the same answer."""
+        that takes longer, and then it is decided: asked again, it gives the same answer.
+
+        That it is complete is written down meanwhile: where that is lost, the markers are written again, and the
+        producer's next transaction waits for it."""
         deadline_ms = self._clock.monotonic_ms() + MARKERS_WAIT_MS
         while True:
             rounds = self._markers.rounds
@@ -132,7 +141,9 @@ class CoordinatorActor:
             left_ms = deadline_ms - self._clock.monotonic_ms()
             if left_ms <= 0:
                 raise ConcurrentTransactions("the end is decided; not every partition has heard of it yet: try again")
-            self._markers.wait(rounds, left_ms / 1000)
+            decided = (reply.producer_id, reply.producer_epoch)
+            if self._markers.wait(rounds, decided, left_ms / 1000) and reply.producer_epoch < MAX_EPOCH:
+                return dataclasses.replace(reply, complete=True)
 
     def heartbeat(self, request: m.HeartbeatRequest) -> m.HeartbeatReply:
         """See `messages.HeartbeatRequest`."""

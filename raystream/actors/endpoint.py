@@ -25,11 +25,12 @@ from raystream.errors import RaystreamError
 
 logger = logging.getLogger("raystream.endpoint")
 
-MAX_CONNECTIONS: Final = 128
+MAX_CONNECTIONS: Final = 1_024
+"""Members and partitions by the hundred each have a call under way; who is refused calls through Ray for a while."""
 BUFFER_BYTES: Final = 1 << 20
 """What the kernel may hold of one connection each way, where its own limit is not lower."""
 ACCEPT_AGAIN_S: Final = 0.05
-FIRST_BYTES: Final = 64 << 10
+FIRST_BYTES: Final = 16 << 10
 KEPT_BYTES: Final = 8 << 20
 """A connection keeps its memory for the next call up to this size."""
 
@@ -52,6 +53,11 @@ class Endpoint:
             self._listener.bind("\0" + self.address)
             self._listener.listen(MAX_CONNECTIONS)
             threading.Thread(target=self._accept, args=(self._listener,), name=f"{name}-accept", daemon=True).start()
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The calls that are taken."""
+        return tuple(self._methods)
 
     def stop(self) -> None:
         """Takes no more calls; those under way lose their connection."""

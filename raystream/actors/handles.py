@@ -96,7 +96,7 @@ class RayPartition:
 
     async def append(self, request: m.AppendRequest, batch: Bytes, *, timeout_ms: float) -> m.AppendReply:
         reply: m.AppendReply
-        if (direct := self.shortcut.current()) is not None:
+        if (direct := await self.shortcut.found()) is not None:
             reply = await direct.call("append", request, batch, timeout_ms=timeout_ms)
             return reply
         # bytes travel cheapest inside the call, an Arrow buffer goes through shared memory without a copy
@@ -106,7 +106,7 @@ class RayPartition:
 
     async def fetch(self, request: m.FetchRequest, *, timeout_ms: float) -> m.FetchReply:
         reply: m.FetchReply
-        if (direct := self.shortcut.current()) is not None:
+        if (direct := await self.shortcut.found()) is not None:
             reply = await direct.call("fetch", request, timeout_ms=timeout_ms)
         else:
             reply = await call(self._fetch, request, timeout_ms=timeout_ms)
@@ -114,7 +114,7 @@ class RayPartition:
 
     async def write_marker(self, request: m.WriteMarkerRequest, *, timeout_ms: float) -> m.AppendReply:
         reply: m.AppendReply
-        if (direct := self.shortcut.current()) is not None:
+        if (direct := await self.shortcut.found()) is not None:
             reply = await direct.call("write_marker", request, timeout_ms=timeout_ms)
         else:
             method = self._handle.write_marker.options(concurrency_group=APPEND)
@@ -122,7 +122,12 @@ class RayPartition:
         return reply
 
     async def list_offsets(self, request: m.ListOffsetsRequest, *, timeout_ms: float) -> m.OffsetReply:
-        reply: m.OffsetReply = await call(self._list_offsets, request, timeout_ms=timeout_ms)
+        reply: m.OffsetReply
+        direct = await self.shortcut.found()
+        if direct is not None and direct.serves("list_offsets"):
+            reply = await direct.call("list_offsets", request, timeout_ms=timeout_ms)
+        else:
+            reply = await call(self._list_offsets, request, timeout_ms=timeout_ms)
         return reply
 
     async def delete_records(self, request: m.DeleteRecordsRequest, *, timeout_ms: float) -> m.OffsetReply:
@@ -130,7 +135,12 @@ class RayPartition:
         return reply
 
     async def status(self, *, timeout_ms: float) -> tuple[m.ReplicaStatus, ...]:
-        reply: tuple[m.ReplicaStatus, ...] = await call(self._status, timeout_ms=timeout_ms)
+        reply: tuple[m.ReplicaStatus, ...]
+        direct = await self.shortcut.found()
+        if direct is not None and direct.serves("status"):
+            reply = await direct.call("status", None, timeout_ms=timeout_ms)
+        else:
+            reply = await call(self._status, timeout_ms=timeout_ms)
         return reply
 
 
@@ -223,7 +233,7 @@ class RayCoordinator:
         return reply
 
     async def _call(self, name: str, group: str, request: Any, timeout_ms: float) -> Any:
-        if (direct := self.shortcut.current()) is not None:
+        if (direct := await self.shortcut.found()) is not None:
             return await direct.call(name, request, timeout_ms=timeout_ms)
         method = getattr(self._handle, name).options(concurrency_group=group)
         return await call(method, request, timeout_ms=timeout_ms)
@@ -233,7 +243,12 @@ class RayCoordinator:
         return reply
 
     async def fetch_offsets(self, request: m.GroupRequest, *, timeout_ms: float) -> tuple[m.CommittedOffset, ...]:
-        reply: tuple[m.CommittedOffset, ...] = await self._ask("fetch_offsets", request, timeout_ms)
+        reply: tuple[m.CommittedOffset, ...]
+        direct = await self.shortcut.found()
+        if direct is not None and direct.serves("fetch_offsets"):
+            reply = await direct.call("fetch_offsets", request, timeout_ms=timeout_ms)
+        else:
+            reply = await self._ask("fetch_offsets", request, timeout_ms)
         return reply
 
     async def list_groups(self, request: m.GroupRequest, *, timeout_ms: float) -> tuple[m.GroupInfo, ...]:

@@ -25,6 +25,9 @@ AGAIN_S: Final = 0.1
 GONE_AFTER_MS: Final = 10_000.0
 """A topic that nobody knows for so long is deleted; a broker that lags behind may not know of it yet."""
 
+Decided = tuple[int, int]
+"""A decision's producer id, and the epoch that it has raised the producer to."""
+
 
 class Markers:
     """`carry_out` and `forget` are for whoever has the coordinator's turn; `done` is called on the loop."""
@@ -34,6 +37,8 @@ class Markers:
         self._loop = loop
         self._done = done
         self._under_way: set[TransactionRecord] = set()
+        self._written: set[Decided] = set()
+        """Decisions of which every partition has the marker; that they are complete is on its way to the log."""
         self._changed = threading.Condition()
         self._rounds = 0
 
@@ -55,26 +60,35 @@ class Markers:
         if complete:
             with self._changed:
                 self._rounds += 1
+                self._written -= {(record.producer_id, record.epoch) for record in complete}
                 self._changed.notify_all()
 
     def forget(self) -> None:
         """The state is to be read anew: what it holds then is carried out again."""
         self._under_way = set()
-
-    def wait(self, rounds: int, timeout_s: float) -> None:
-        """Returns once something was completed after `rounds`, or when time is up. On any thread."""
         with self._changed:
-            self._changed.wait_for(lambda: self._rounds != rounds, timeout_s)
+            self._written.clear()
+
+    def wait(self, rounds: int, decided: Decided, timeout_s: float) -> bool:
+        """Returns once every partition has the marker of a decision, something was completed after `rounds`, or time
+        is up; says whether it was the first. On any thread."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._rounds != rounds or decided in self._written, timeout_s)
+            return decided in self._written
 
     async def _write_all(self, record: TransactionRecord) -> None:
         await asyncio.gather(*(self._write(record, *partition) for partition in record.partitions))
         while True:
             try:
                 self._done(record)
-                return
+                break
             except RaystreamError as error:  # the coordinator's queue is full
                 logger.info("the end of %s has to wait: %s", record.transactional_id, error)
             await asyncio.sleep(AGAIN_S)
+        with self._changed:  # what the producer asks next comes behind it in the coordinator's queue
+            if record in self._under_way:
+                self._written.add((record.producer_id, record.epoch))
+            self._changed.notify_all()
 
     async def _write(self, record: TransactionRecord, topic: str, topic_id: str, partition: int) -> None:
         async def call(leader: Leader, left_ms: float) -> m.AppendReply:

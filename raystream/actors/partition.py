@@ -38,6 +38,9 @@ APPEND_WAIT_MS: Final = 30_000.0
 REPLICATE_WAIT_MS: Final = 5_000.0
 CONTROL_WAIT_MS: Final = 60_000.0
 CHECKPOINT_MS: Final = 1_000.0
+SWITCH_INTERVAL_S: Final = 0.001
+"""So long a thread may keep the interpreter from those that wait for it: an append changes threads several times, and
+would wait behind compaction and scrubbing for Python's 5 ms each time."""
 LOCK_WAIT_MS: Final = 10_000.0
 """How long a successor waits for the holder of a directory's lock to be dead."""
 
@@ -49,6 +52,7 @@ class PartitionActor:
 
     def __init__(self, name: str, namespace: str) -> None:
         logs.begin()
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         self._name = name
         self._clock = SystemClock()
         self._files = DiskFiles()
@@ -72,6 +76,8 @@ class PartitionActor:
             "fetch": self.fetch,
             "replicate": self.replicate,
             "write_marker": self.write_marker,
+            "list_offsets": self.list_offsets,
+            "status": lambda _nothing: self.status(),
         }
         self._endpoint = Endpoint(name, methods)
 
@@ -104,9 +110,12 @@ class PartitionActor:
     # Asked by clients ------------------------------------------------------------------------------------------------
 
     def endpoint(self) -> m.EndpointReply:
-        """Where callers on this machine may append and fetch as well, by `append` and `fetch`."""
+        """Where callers on this machine may make the frequent calls as well, by the methods' names."""
         return m.EndpointReply(
-            node_id=ray.get_runtime_context().get_node_id(), address=self._endpoint.address, machine=machine()
+            node_id=ray.get_runtime_context().get_node_id(),
+            address=self._endpoint.address,
+            machine=machine(),
+            methods=self._endpoint.methods,
         )
 
     def append(self, request: m.AppendRequest, payload: Any) -> m.AppendReply:

@@ -27,6 +27,8 @@ MAX_BUFFER_BYTES: Final = 1 << 30
 _ANSWER: Final = "ok"
 _ERROR: Final = "error"
 _PLAIN: Final = (int, str, bool, float, type(None))
+_SCALARS: Final = frozenset(_PLAIN)
+"""Looked up by their class: most of what goes over a socket is one of these, and each is seen once."""
 _FIELDS: Final = {
     kind.__name__: (kind, frozenset(field.name for field in dataclasses.fields(kind)))
     for kind in (*vars(messages).values(), *vars(replication).values())
@@ -94,16 +96,17 @@ def _frame(content: list[Any], buffers: list[memoryview]) -> list[memoryview]:
 
 
 def _plain(value: Any, buffers: list[memoryview]) -> Any:
-    if isinstance(value, _PLAIN):
-        return value
     if isinstance(value, tuple):
-        return [_plain(item, buffers) for item in value]
+        return [item if type(item) in _SCALARS else _plain(item, buffers) for item in value]
     known = _FIELDS.get(type(value).__name__)
     if known is not None:
         fields: dict[str, Any] = {"#": type(value).__name__}
         for name in known[1]:
-            fields[name] = _plain(getattr(value, name), buffers)
+            field = getattr(value, name)
+            fields[name] = field if type(field) in _SCALARS else _plain(field, buffers)
         return fields
+    if isinstance(value, _PLAIN):
+        return value
     view = memoryview(value).cast("B")
     start = sum(map(len, buffers))
     buffers.append(view)
@@ -125,7 +128,9 @@ def _made(payload: memoryview, fields: dict[str, Any]) -> Any:
     if name not in _FIELDS:
         return _Unknown(name)
     kind, known = _FIELDS[name]
-    return kind(**{key: _tuples(value) for key, value in fields.items() if key in known})
+    return kind(
+        **{key: value if type(value) in _SCALARS else _tuples(value) for key, value in fields.items() if key in known}
+    )
 
 
 class _Unknown:
@@ -138,4 +143,6 @@ class _Unknown:
 def _tuples(value: Any) -> Any:
     if isinstance(value, _Unknown):
         raise ProtocolMismatch(f"the other side sent a {value.name}, which this raystream does not know")
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+    if isinstance(value, list):
+        return tuple([item if type(item) in _SCALARS else _tuples(item) for item in value])
+    return value

@@ -47,14 +47,28 @@ async def describe_groups(routing: Routing, infos: Iterable[m.GroupInfo]) -> Row
     """The groups with their lag; topics that are gone are left out."""
     groups = list(infos)
     wanted = {group.group: {*group.topics, *(position.topic for position in group.offsets)} for group in groups}
-    names = sorted({topic for topics in wanted.values() for topic in topics})
-    reply = await routing.metadata(tuple(names)) if names else None
-    topics = {topic.name: topic for topic in (reply.topics if reply is not None else None) or ()}
-    held = await statuses(routing, topics.values())
+    topics, held = await _looked_up(routing, sorted({topic for topics in wanted.values() for topic in topics}))
     return Rows(
         _group(group, [topics[topic] for topic in sorted(wanted[group.group]) if topic in topics], held)
         for group in groups
     )
+
+
+async def _looked_up(routing: Routing, names: list[str]) -> tuple[dict[str, m.TopicMetadata], Statuses]:
+    """The topics that there are now, and what their partitions hold. Where these were is asked at the same time as
+    where they are, which is mostly the same."""
+    if not names:
+        return {}, {}
+    known = [topic for name in names if (topic := routing.known(name)) is not None]
+    reply, held = await asyncio.gather(routing.metadata(tuple(names)), statuses(routing, known))
+    topics = {topic.name: topic for topic in reply.topics or ()}
+    if _places(known) != _places(topics.values()):
+        held = await statuses(routing, topics.values())
+    return topics, held
+
+
+def _places(topics: Iterable[m.TopicMetadata]) -> set[tuple[str, int, str]]:
+    return {(topic.topic_id, p.partition, p.actor) for topic in topics for p in topic.partitions}
 
 
 def _group(info: m.GroupInfo, topics: list[m.TopicMetadata], held: Statuses) -> GroupDescription:

@@ -15,7 +15,7 @@ import logging
 import os
 import socket
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final, Protocol
 
 from raystream import messages as m
@@ -86,6 +86,10 @@ class Membership:
         self._kick = asyncio.Event()
         self._idle_since: float | None = None
         self._noticed = False
+        self._owners_wanted = False
+        self._let_go: dict[TopicPartition, int] = {}
+        """Positions of what is being given back, for one commit."""
+        self._last_commits: dict[asyncio.Task[None], None] = {}
 
     # Heartbeats -----------------------------------------------------------------------------------------------------
 
@@ -121,6 +125,7 @@ class Membership:
         return min(interval, IDLE_HEARTBEAT_MS) if idle else interval
 
     async def _beat(self, epoch: int) -> m.HeartbeatReply:
+        self._owners_wanted = self._is_to_notice()
         owned = () if epoch in (JOIN_EPOCH, LEAVE_EPOCH) else (*self._owned, *self._opening)
         request = m.HeartbeatRequest(
             group=self.group,
@@ -139,6 +144,7 @@ class Membership:
             host=socket.gethostname(),
             pid=os.getpid(),
             asked_ms_ago=self._buffer.asked_ms_ago(),
+            owners_wanted=self._owners_wanted,
         )
         return await self._routing.call_coordinator(
             lambda port, left_ms: port.heartbeat(request, timeout_ms=left_ms),
@@ -149,7 +155,9 @@ class Membership:
         self.epoch = reply.member_epoch
         wanted = {TopicPartition(topic, partition): epoch for topic, partition, epoch in reply.assigned}
         for partition in [p for p in self._opening if p not in wanted]:
-            self._opening.pop(partition).cancel()
+            task = self._opening.pop(partition)
+            if task not in self._opening.values():  # the others that it opens are wanted still
+                task.cancel()
             self._kick.set()
         for partition, slot in self._owned.items():
             if partition not in wanted and partition not in self._closing:
@@ -161,14 +169,19 @@ class Membership:
             self._opening.update(dict.fromkeys(fresh, task))
         self._notice(reply)
 
+    def _is_to_notice(self) -> bool:
+        """Whether it is time to say who has the partitions: this member has had none for a while."""
+        since = self._idle_since
+        return not self._noticed and since is not None and self._routing.clock.monotonic_ms() - since >= NOTICE_AFTER_MS
+
     def _notice(self, reply: m.HeartbeatReply) -> None:
-        """Says once who has the partitions, where this member has had none for a while."""
+        """Says once who has the partitions, where the coordinator was asked for that."""
         if reply.assigned:
             self._idle_since = None
             return
-        now = self._routing.clock.monotonic_ms()
-        self._idle_since = now if self._idle_since is None else self._idle_since
-        if self._noticed or now - self._idle_since < NOTICE_AFTER_MS:
+        if self._idle_since is None:
+            self._idle_since = self._routing.clock.monotonic_ms()
+        if not self._owners_wanted:
             return
         self._noticed = True
         held: dict[str, list[str]] = {}
@@ -187,7 +200,7 @@ class Membership:
     async def _open(self, epochs: Mapping[TopicPartition, int]) -> None:
         while True:
             try:
-                committed = await self.committed()
+                committed = await self.committed(list(epochs))
                 slots = await self._holder.open(list(epochs), committed)
                 break
             except RaystreamError as error:
@@ -226,11 +239,21 @@ class Membership:
     async def _give_back(self, slot: Assigned) -> None:
         await slot.let_go.wait()
         if self._config.auto_commit:
-            with contextlib.suppress(RaystreamError):  # fenced or out of time: the next owner reads them again
-                processed = self._buffer.processed(slot)
-                await self.commit({slot.partition: processed}, timeout_ms=self._config.request_timeout_ms)
+            if not self._let_go:
+                last = asyncio.ensure_future(self._commit_what_was_let_go())
+                self._last_commits[last] = None
+                last.add_done_callback(lambda task: self._last_commits.pop(task, None))
+            self._let_go[slot.partition] = self._buffer.processed(slot)
+            await asyncio.shield(next(reversed(self._last_commits)))
         self._forget(slot)
         self._kick.set()
+
+    async def _commit_what_was_let_go(self) -> None:
+        """What is let go in one moment, which may be hundreds of partitions, goes with one commit."""
+        await asyncio.sleep(0)
+        offsets, self._let_go = self._let_go, {}
+        with contextlib.suppress(RaystreamError):  # fenced or out of time: the next owner reads them again
+            await self.commit(offsets, timeout_ms=self._config.request_timeout_ms)
 
     def _forget(self, slot: Assigned) -> None:
         if self._buffer.processed(slot) != (slot.begin if slot.committed is None else slot.committed):
@@ -242,9 +265,11 @@ class Membership:
     def _fenced(self) -> None:
         """Others may have the partitions by now: nothing more of them is handed out, and this member starts over."""
         self.epoch = JOIN_EPOCH
-        for task in {*self._opening.values(), *self._closing.values()}:
+        for task in dict.fromkeys((*self._opening.values(), *self._closing.values(), *self._last_commits)):
             task.cancel()
         self._opening.clear()
+        self._last_commits.clear()
+        self._let_go.clear()
         self._left_open.update(self._owned)
         for slot in list(self._owned.values()):
             self._buffer.revoke(slot)
@@ -258,9 +283,10 @@ class Membership:
 
     # Offsets --------------------------------------------------------------------------------------------------------
 
-    async def committed(self) -> dict[TopicPartition, int]:
-        """The group's committed offsets."""
-        request = m.GroupRequest(group=self.group)
+    async def committed(self, partitions: Iterable[TopicPartition] | None = None) -> dict[TopicPartition, int]:
+        """The group's committed offsets, all or those of some partitions."""
+        wanted = None if partitions is None else tuple((p.topic, p.partition) for p in partitions)
+        request = m.GroupRequest(group=self.group, partitions=wanted)
         found = await self._routing.call_coordinator(
             lambda port, left_ms: port.fetch_offsets(request, timeout_ms=left_ms),
             timeout_ms=self._config.request_timeout_ms,

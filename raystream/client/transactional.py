@@ -14,10 +14,12 @@ from typing import Any, Final, Literal
 
 from raystream import batch as b
 from raystream import messages as m
+from raystream.client.accumulator import Sink
 from raystream.client.ledger import Ledger
 from raystream.client.pipeline import Batch, Pipeline, TakenBack
 from raystream.client.routing import Routing
 from raystream.client.sender import Sender
+from raystream.client.sent import Chunk, Piece
 from raystream.client.stats import ProducerStats
 from raystream.config import ProducerConfig
 from raystream.errors import (
@@ -56,6 +58,10 @@ class TransactionalSender(Sender):
         self._registered: set[tuple[str, int]] = set()
         self._wanted: dict[tuple[str, int], Pipeline] = {}
         self._registering = False
+        self._expected: dict[str, int] = {}
+        """By topic id: the partition that was registered before a record was sent to it."""
+        self._keyless: set[str] = set()
+        """Topics whose records went to any partition lately."""
         self._told = False
         """Whether the coordinator may know of the open transaction."""
 
@@ -86,6 +92,7 @@ class TransactionalSender(Sender):
         self._producer_id, self._epoch = producer_id, epoch
         self._registered.clear()
         self._wanted.clear()
+        self._expected.clear()
         self._told = False
         for pipelines in self._pipelines.values():
             for pipeline in pipelines:
@@ -178,6 +185,27 @@ class TransactionalSender(Sender):
 
     # Sending --------------------------------------------------------------------------------------------------------
 
+    def opened(self, sink: Sink, chunk: Chunk) -> None:
+        """Where records went to any partition before, the one that is next is registered while the user adds more."""
+        super().opened(sink, chunk)
+        expects = sink.topic_id in self._keyless and sink.topic_id not in self._expected
+        if expects and self.state == "open" and self.failure is None:
+            partition = self._expected[sink.topic_id] = super().idlest(sink)
+            self._want(self._pipelines_of(sink)[partition])
+
+    def idlest(self, sink: Sink) -> int:
+        """The one that is registered, unless it is busy: each partition more is a marker more."""
+        self._keyless.add(sink.topic_id)
+        expected = self._expected.get(sink.topic_id)
+        if expected is not None and not self._pipelines_of(sink)[expected].waiting_bytes:
+            return expected
+        return super().idlest(sink)
+
+    def _queue(self, sink: Sink, pieces: list[Piece]) -> None:
+        if self._expected.get(sink.topic_id) not in (None, *(piece.partition for piece in pieces)):
+            self._keyless.discard(sink.topic_id)
+        super()._queue(sink, pieces)
+
     def _may_number(self, pipeline: Pipeline) -> bool:
         """A partition's batches leave once it is among the transaction's."""
         if self.failure is not None:
@@ -188,11 +216,15 @@ class TransactionalSender(Sender):
                 assert self._producer_id is not None
                 pipeline.begin(self._producer_id, self._epoch)
             return True
-        self._wanted[pipeline.place] = pipeline
-        if not self._registering:
-            self._registering = True
-            self._spawn(self._register())
+        self._want(pipeline)
         return False
+
+    def _want(self, pipeline: Pipeline) -> None:
+        if pipeline.place not in self._registered:
+            self._wanted[pipeline.place] = pipeline
+            if not self._registering:
+                self._registering = True
+                self._spawn(self._register())
 
     async def _register(self) -> None:
         """Tells the coordinator of the partitions that are wanted, all those that came up meanwhile at once."""

@@ -59,7 +59,7 @@ class Coordinator:
         return self.shares.reset(request) if request.group in self.shares else self.groups.commit(request)
 
     def fetch_offsets(self, request: m.GroupRequest) -> Decision:
-        return Decision((), self.groups.fetch_offsets(request.group))
+        return Decision((), self.groups.fetch_offsets(request.group, request.partitions))
 
     def list_groups(self, now_ms: float) -> Decision:
         return Decision((), (*self.groups.list(now_ms), *self.shares.list(now_ms)))

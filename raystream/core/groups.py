@@ -73,10 +73,12 @@ class Groups:
         """Moves positions. Raises UnknownMember, FencedMember, GroupNotEmpty, InvalidArgument; then nothing moved."""
         return offsets.commit(self._find(request.group), request, self._topics)
 
-    def fetch_offsets(self, group: str) -> tuple[m.CommittedOffset, ...]:
-        """The group's positions."""
+    def fetch_offsets(
+        self, group: str, partitions: Iterable[tuple[str, int]] | None = None
+    ) -> tuple[m.CommittedOffset, ...]:
+        """The group's positions, all or those in some partitions."""
         found = self._groups.get(group)
-        return () if found is None else offsets.positions(found)
+        return () if found is None else offsets.positions(found, partitions)
 
     def know_topics(self, topic_ids: Mapping[str, str]) -> Decision:
         """All topics that there are, name to id. Positions in topics that are gone are forgotten, also where they went

@@ -59,7 +59,7 @@ def heartbeat(group: Group, request: m.HeartbeatRequest, topics: Mapping[str, in
         records.append(removed(predecessor))
     if after != known:
         records.append(after)
-    owners = () if after.assigned else group.owner_list()
+    owners = () if after.assigned or not request.owners_wanted else group.owner_list()
     reply = m.HeartbeatReply(member_epoch=after.epoch, assigned=after.assigned, group_epoch=plan.epoch, owners=owners)
     if (
         not records

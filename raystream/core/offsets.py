@@ -98,11 +98,12 @@ def _checked(group: str, position: m.CommittedOffset, topic_ids: Mapping[str, st
     return OffsetRecord(group, topic, partition, offset, metadata, topic_ids.get(topic, ""))
 
 
-def positions(group: Group) -> tuple[m.CommittedOffset, ...]:
-    """The group's positions, sorted."""
+def positions(group: Group, partitions: Iterable[Partition] | None = None) -> tuple[m.CommittedOffset, ...]:
+    """The group's positions, sorted: all of them, or those in some partitions."""
+    wanted = group.offsets if partitions is None else group.offsets.keys() & set(partitions)
+    records = (group.offsets[partition] for partition in sorted(wanted))
     return tuple(
-        m.CommittedOffset(record.topic, record.partition, record.offset, record.metadata)
-        for _, record in sorted(group.offsets.items())
+        m.CommittedOffset(record.topic, record.partition, record.offset, record.metadata) for record in records
     )
 
 

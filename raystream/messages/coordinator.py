@@ -55,13 +55,15 @@ class HeartbeatRequest:
     host: str = ""
     pid: int = 0
     asked_ms_ago: int = -1
+    owners_wanted: bool = True
+    """Whether it wants to hear who holds what, where it has nothing itself: a long list in a large group."""
     protocol: int = PROTOCOL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeartbeatReply:
     """`assigned`: what the member may hold now, as (topic, partition, epoch at which it was assigned).
-    `owners`: who holds what in the group, filled while the member has nothing."""
+    `owners`: who holds what in the group, filled while the member has nothing and wants to know."""
 
     member_epoch: int
     assigned: tuple[tuple[str, int, int], ...]
@@ -96,9 +98,11 @@ class CommitRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupRequest:
-    """Names one group (or, for `list_groups`, "" for all of them)."""
+    """Names one group (or, for `list_groups`, "" for all of them). `partitions`: those of which `fetch_offsets` is to
+    tell the positions; None: all."""
 
     group: str = ""
+    partitions: tuple[tuple[str, int], ...] | None = None
     protocol: int = PROTOCOL
 
 

@@ -98,11 +98,12 @@ class FetchReply:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndpointReply:
     """Where an actor also takes calls from processes of its own machine; no address: nowhere. `machine` is what
-    `endpoint.machine()` says there."""
+    `endpoint.machine()` says there, `methods` the calls that are taken."""
 
     node_id: str
     address: str | None
     machine: str = ""
+    methods: tuple[str, ...] = ()
     protocol: int = PROTOCOL
 
 

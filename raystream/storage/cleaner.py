@@ -31,7 +31,8 @@ from raystream.storage.room import MIN_FREE_BYTES
 from raystream.storage.segment import Segment
 from raystream.tombstones import tombstones, value_columns
 
-WINDOW_BYTES: Final = 32 << 20
+WINDOW_BYTES: Final = 8 << 20
+"""What is read at a time. Much larger pieces are memory that the system has to find anew for each."""
 MAP_BYTES: Final = 128 << 20
 
 
@@ -134,7 +135,8 @@ def _latest(table: pa.Table) -> pa.Table:
 
 class Cleaner:
     """One cleaning of one log. `on_writer` has work done on the writer's turn and waits for it; `breathe` is called
-    every few milliseconds of work, and may wait, or raise to give up."""
+    every few milliseconds of work, with the bytes that were read, written or removed, and may wait, or raise to give
+    up."""
 
     def __init__(
         self,
@@ -144,7 +146,7 @@ class Cleaner:
         fates: Fates,
         *,
         now_ms: int,
-        breathe: Callable[[], None] = lambda: None,
+        breathe: Callable[[int], None] = lambda _nbytes: None,
     ) -> None:
         self._log = log
         self._settings = settings
@@ -221,7 +223,7 @@ class Cleaner:
             position, offset = position + end, found[-1].header.next_offset
             self._done.read_bytes += end
             yield found
-            self._breathe()
+            self._breathe(end)
 
     def _decoded(self, header: b.BatchHeader, message: memoryview, schema: pa.Schema) -> _Batch:
         fate = self._fates.of(header)
@@ -328,15 +330,17 @@ class Cleaner:
                 handle.close()
             new.extend(rewriter.placed, rewriter.size)
             new.seal()
+            new.save_index(durable=True)  # beside the writer, for whom appends wait
             swapped: bool = self._on_writer(lambda: log.swap(old, temporary, new))
         except BaseException:
-            files.unlink(temporary)
+            files.unlink(temporary)  # an index that is left without its file goes with the next opening
             raise
         if swapped:
             self._done.swaps += 1
             for segment in old:
                 files.unlink(segment.path)
                 files.unlink(segment.index_path)
+                self._breathe(segment.tail.size)  # the disk's own work on what it gives back holds up syncs
             files.sync_dir(log.directory)
         return swapped
 

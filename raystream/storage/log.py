@@ -408,17 +408,18 @@ class Log(ReadableLog):
             self._files.unlink(segment.path)  # deleted meanwhile
 
     def swap(self, old: Sequence[Segment], temporary: str, new: Segment) -> bool:
-        """Puts a segment that compaction has written and synced as `temporary` in the place of those it was made of.
-        False where they are not the log's any more; the file is gone then. Durable when it returns. The old files are
-        the caller's to remove, beside the writer: it may take long. Until then files overlap; an opening takes those of
-        the higher generation.
+        """Puts a segment that compaction has written and synced as `temporary`, with its index, in the place of those
+        it was made of. False where they are not the log's any more; the files are gone then. Durable when it returns.
+        The old files are the caller's to remove, beside the writer: it may take long. Until then files overlap; an
+        opening takes those of the higher generation.
         """
+        assert new.index_saved, "it says where the segment ends, for an opening that finds both"
         self._refuse_if_failed()
         place = next((at for at, segment in enumerate(self._segments) if segment is old[0]), -1)
         if place < 0 or self._segments[place : place + len(old)] != tuple(old) or old[-1] is self._segments[-1]:
             self._files.unlink(temporary)
+            self._files.unlink(new.index_path)
             return False
-        new.save_index(durable=True)  # it says where the segment ends, for an opening that finds both
         with self._last_write():
             self._files.rename(temporary, new.path)
         self.compacted = True

@@ -111,10 +111,11 @@ _NOBODY: Final = Owner(b.NO_PRODUCER_ID, -1, b.NO_SEQUENCE, 0)
 
 
 class Rewriter:
-    """Writes one segment, behind its schema message, into a file. `breathe` is called after each sync."""
+    """Writes one segment, behind its schema message, into a file. `breathe` is called after each batch, with
+    its bytes."""
 
     def __init__(
-        self, handle: AppendHandle, head: bytes, identity: Identity, schema_id: int, breathe: Callable[[], None]
+        self, handle: AppendHandle, head: bytes, identity: Identity, schema_id: int, breathe: Callable[[int], None]
     ) -> None:
         self._handle = handle
         self._identity = identity
@@ -170,7 +171,7 @@ class Rewriter:
         if self._unsynced >= SYNC_BYTES:
             self._unsynced = 0
             self._handle.sync()
-        self._breathe()
+        self._breathe(header.message_bytes)
 
 
 def leader_fields(stretches: Sequence[Stretch]) -> b.LeaderFields:

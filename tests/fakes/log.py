@@ -34,7 +34,7 @@ from raystream.clock import SystemClock
 from raystream.config import ConsumerConfig, build
 from raystream.core.coordinator import Coordinator
 from raystream.core.groups import Decision
-from raystream.errors import FencedMember, OffsetOutOfRange, UnknownMember
+from raystream.errors import FencedMember, OffsetOutOfRange, Unavailable, UnknownMember
 from raystream.ports import ControllerPort, CoordinatorPort, PartitionPort
 from raystream.schema import RAW_SCHEMA, schema_message, stored_schema
 from tests.fakes.shares import ShareDoors
@@ -189,15 +189,14 @@ class FakePartition:
         raise NotImplementedError
 
     async def status(self, *, timeout_ms: float) -> tuple[m.ReplicaStatus, ...]:
-        end = self.end_offset
         return (
             m.ReplicaStatus(
                 topic_id=self.topic_id,
                 partition=self.partition,
                 leader_epoch=1,
                 start_offset=self.start_offset,
-                end_offset=end,
-                high_watermark=end,
+                end_offset=self.end_offset,
+                high_watermark=self.end_offset,
                 size_bytes=self.size,
                 segments=1,
             ),
@@ -456,6 +455,8 @@ class FakeCluster:
 
     def partition(self, actor: str) -> PartitionPort:
         topic, _, number = actor.rpartition("/")
+        if topic not in self.topics:
+            raise Unavailable(f"no actor {actor!r} is running")
         return self.topics[topic].partitions[int(number)]
 
     def coordinator(self, actor: str) -> CoordinatorPort:

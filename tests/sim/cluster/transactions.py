@@ -151,4 +151,4 @@ if __name__ == "__main__":
     if os.environ.get("PYTHONHASHSEED") != "0":  # sets of names have the same order in every run
         os.environ["PYTHONHASHSEED"] = "0"
         os.execv(sys.executable, [sys.executable, "-m", "tests.sim.cluster.transactions", *sys.argv[1:]])
-    sys.exit(main("tests.sim.cluster.transactions", run, "transactions committed", __doc__, seeds_per_process=5))
+    sys.exit(main("tests.sim.cluster.transactions", run, "transactions committed", __doc__, seeds_per_process=1))

@@ -11,6 +11,7 @@ import pytest
 
 from raystream import batch as b
 from raystream import messages as m
+from raystream.actors import compaction
 from raystream.actors.compaction import Compactor
 from raystream.actors.leading import Append
 from raystream.actors.writer import Ticket
@@ -276,6 +277,36 @@ def test_nothing_is_compacted_that_is_not_replicated() -> None:
         world.send([(b"k%d" % (i % 3), VALUE)])
     assert world.compact(0) == 0
     assert world.replicas[0].log.segment_count > 3
+
+
+class Waits:
+    """Stands for the event that ends a compaction, and never does; adds up for how long it was waited for."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def is_set(self) -> bool:
+        return False
+
+    def wait(self, seconds: float) -> bool:
+        self.seconds.append(seconds)
+        return False
+
+
+def test_a_compaction_keeps_to_its_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = Compacted()
+    world.fill()
+    compactor = Compactor(lambda: [world.replicas[0]], world.clock, lambda work: work())
+    waits = Waits()
+    monkeypatch.setattr(compactor, "_stopping", waits)
+    log = world.replicas[0].log
+    files = {segment.path for segment in log.segments[:-1]}
+    before = log.size_bytes
+    (cleaned,) = compactor.round()
+    gone = len(files - {segment.path for segment in log.segments})
+    worked = sum(waits.seconds) * compaction.MAX_BYTES_PER_S  # the clock stands still: nothing else is waited for
+    assert worked >= cleaned.read_bytes + (before - log.size_bytes)
+    assert gone > 1 and len(waits.seconds) > gone, "one file is removed at a time"
 
 
 def test_a_record_without_a_key_is_refused() -> None:

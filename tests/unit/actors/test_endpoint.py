@@ -315,3 +315,36 @@ def test_an_actor_elsewhere_is_called_through_ray(reply: m.EndpointReply) -> Non
         assert shortcut.current() is None
 
     run(work)
+
+
+def test_a_burst_of_calls_waits_for_the_first_answer_and_not_for_long(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work() -> None:
+        asked = 0
+        answered = asyncio.Event()
+
+        async def ask() -> m.EndpointReply:
+            nonlocal asked
+            asked += 1
+            await answered.wait()
+            return m.EndpointReply(
+                node_id="here", address=endpoint.address, machine=machine(), methods=endpoint.methods
+            )
+
+        shortcut = Shortcut(ask)
+        burst = [asyncio.ensure_future(shortcut.found()) for _ in range(20)]
+        await asyncio.sleep(0.01)
+        assert not any(each.done() for each in burst)
+        answered.set()
+        directs = await asyncio.gather(*burst)
+        assert asked == 1 and directs[0] is not None and all(direct is directs[0] for direct in directs)
+        assert directs[0].serves("echo") and not directs[0].serves("what an older release does not serve")
+        shortcut.close()
+        monkeypatch.setattr("raystream.actors.connections.FIRST_WAIT_S", 0.01)
+        answered.clear()
+        silent = Shortcut(ask)
+        assert await silent.found() is None, "the call goes through Ray"
+        answered.set()
+
+    run(work)

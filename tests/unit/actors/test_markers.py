@@ -73,7 +73,22 @@ def test_every_partition_is_told_until_it_answers(cluster: FakeCluster, ports: l
     rounds = markers.rounds
     markers.carry_out([])
     assert markers.rounds == rounds + 1
-    markers.wait(rounds, 0.0)
+    assert not markers.wait(rounds, (7, 3), 0.0), "it is complete, and nobody need ask for it"
+
+
+def test_who_waits_hears_of_the_markers_before_it_is_written_down_that_they_are_there(
+    cluster: FakeCluster, ports: list[Marked]
+) -> None:
+    markers = Markers(cluster.routing, cluster.loop, lambda _record: None)
+    record = decided(cluster.topics["t"], 0, 1)
+    rounds = markers.rounds
+    assert not markers.wait(rounds, (7, 3), 0.0)
+    markers.carry_out([record])
+    assert markers.wait(rounds, (7, 3), 10.0) and markers.rounds == rounds
+    assert len(ports[0].told) == len(ports[1].told) == 1
+    assert not markers.wait(rounds, (7, 4), 0.0), "another decision of the same producer"
+    markers.carry_out([])
+    assert not markers.wait(markers.rounds, (7, 3), 0.0), "nothing is kept of what is complete"
 
 
 def test_what_is_read_anew_is_carried_out_again(cluster: FakeCluster, ports: list[Marked]) -> None:

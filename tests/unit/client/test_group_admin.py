@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import socket
 import threading
@@ -142,3 +143,13 @@ def test_a_topic_that_is_deleted_takes_its_positions_and_leaves_the_group(cluste
         del cluster.topics["u"]
         eventually(lambda: [p.topic for p in consumer.assignment()] == ["t", "t"])
         assert described(cluster).topics == ("t",)
+
+
+def test_lag_is_right_where_partitions_have_moved_or_come_since_they_were_last_looked_up(cluster: FakeCluster) -> None:
+    reset(cluster, {0: 4, 1: 6})
+    assert [(row.partition, row.lag) for row in described(cluster).partition_list] == [(0, 6), (1, 4)]
+    known = cluster.routing.known("t")
+    assert known is not None
+    partitions = tuple(dataclasses.replace(p, actor="gone") for p in known.partitions[:1])
+    cluster.routing._topics["t"] = (dataclasses.replace(known, partitions=partitions), time.monotonic() * 1000)
+    assert [(row.partition, row.lag) for row in described(cluster).partition_list] == [(0, 6), (1, 4)]

@@ -3,7 +3,8 @@ refused batches and successors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -45,6 +46,13 @@ def producer(cluster: FakeCluster, coordinator: TransactionalCoordinator, topic:
     return cluster.producer(transactional_id="tx", linger_ms=0)
 
 
+def until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def seen(topic: FakeTopic) -> list[bytes]:
     return [value for partition in topic.partitions for value in committed(partition)]
 
@@ -70,6 +78,29 @@ def test_both_partitions_are_told_of_in_one_call(producer: Producer, coordinator
     with producer.transaction():
         producer.send_many("t", [("a", "1"), ("b", "2"), ("c", "3"), ("d", "4")])
     assert coordinator.calls == ["init", "add", "end", "end"]
+
+
+def test_where_records_go_anywhere_the_next_partition_is_written_down_while_they_are_added(
+    cluster: FakeCluster, coordinator: TransactionalCoordinator, topic: FakeTopic
+) -> None:
+    def markers() -> int:
+        return sum(header.is_control for partition in topic.partitions for header in partition.headers)
+
+    producer = cluster.producer(transactional_id="tx", linger_ms=60_000)
+    with producer.transaction():
+        producer.send("t", "a")
+    with producer.transaction():
+        producer.send("t", "b")
+        until(lambda: coordinator.calls[-1] == "add")
+        assert seen(topic) == [b"a"], "it lingers yet"
+        producer.send("t", "c")
+    assert seen(topic) != [b"a"] and markers() == 2, "one partition, one marker"
+    assert coordinator.calls == ["init", *["add", "end", "end"] * 2]
+    for number in range(3):
+        with producer.transaction():
+            producer.send("t", str(number), partition=0)
+    assert markers() <= 6, "a partition that was written down for nothing teaches it"
+    assert sorted(seen(topic)) == [b"0", b"1", b"2", b"a", b"b", b"c"]
 
 
 def test_nothing_leaves_before_its_partition_is_written_down(

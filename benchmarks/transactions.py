@@ -1,0 +1,209 @@
+"""What idempotence and transactions cost: throughput of sends in alternating pairs, and how long a commit takes.
+
+*Plain* sends carry no producer id, and their partition checks no sequence. The product has no such setting (with
+`acks=0` there are no sequences either, but no acknowledgements): the benchmark reaches into the producer. Everything
+else is the same: `acks="all"`, an fdatasync behind every acknowledgement, five batches in flight.
+
+python -m benchmarks.transactions --records 500000 --runs 7
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import raystream as rs
+from benchmarks.harness import Table, arguments, keep, machine, measure
+from raystream import batch as b
+from raystream import bench
+from raystream.client.producer import Producer
+from raystream.client.transactional_producer import TransactionalProducer
+
+OF = 1_000
+"""So many records are a transaction."""
+PRODUCERS = 4
+VALUE = os.urandom(bench.RECORD_BYTES)
+LARGE = os.urandom(1_000)
+TITLE = f"sends of {bench.RECORD_BYTES}-byte records, 4 partitions"
+FLUSHED = f"plain, flushed every {OF:,}"
+_ids = itertools.count()
+
+
+def plain(cluster: rs.Cluster) -> Producer:
+    """A producer without an identity."""
+    producer = cluster.producer()
+    producer._sender._producer_id = b.NO_PRODUCER_ID
+    return producer
+
+
+def sends(
+    producer: Producer, topic: str, records: int, *, flush_each: int | None = None, value: bytes = VALUE
+) -> float:
+    """Records a second, to the acknowledgement of the last; `flush_each` waits for those of every so many."""
+    producer.send(topic, value).result(30)
+    one = producer.send
+    began = time.perf_counter()
+    for _ in range(records // (flush_each or records)):
+        for _ in range(flush_each or records):
+            one(topic, value)
+        producer.flush()
+    return records / (time.perf_counter() - began)
+
+
+def transactions(producer: TransactionalProducer, topic: str, records: int, *, value: bytes = VALUE) -> float:
+    """Records a second in transactions one after the other, to the commit of the last."""
+    with producer.transaction():
+        producer.send(topic, value)
+    one = producer.send
+    began = time.perf_counter()
+    for _ in range(records // OF):
+        with producer.transaction():
+            for _ in range(OF):
+                one(topic, value)
+    return records / (time.perf_counter() - began)
+
+
+def together(works: list[Callable[[], float]]) -> float:
+    """What several threads do in all."""
+    rates: list[float] = []
+    threads = [threading.Thread(target=lambda work=work: rates.append(work())) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(rates) == len(works), "a producer failed"
+    return sum(rates)
+
+
+def transactional(cluster: rs.Cluster) -> TransactionalProducer:
+    producer = cluster.producer(transactional_id=f"bench-{next(_ids)}")
+    assert isinstance(producer, TransactionalProducer)
+    return producer
+
+
+def throughput(cluster: rs.Cluster, topic: str, make: Callable[[], Producer], records: int, **how: Any) -> float:
+    with make() as producer:
+        return sends(producer, topic, records, **how)
+
+
+def in_transactions(cluster: rs.Cluster, topic: str, records: int, **how: Any) -> float:
+    with transactional(cluster) as producer:
+        return transactions(producer, topic, records, **how)
+
+
+def commits(cluster: rs.Cluster, topic: str, *, records: int, whole: bool, count: int = 200) -> float:
+    """p50 milliseconds of `commit_transaction` of so many records that are acknowledged already; `whole`: from
+    `begin_transaction` on, and nobody waits for the acknowledgement before."""
+    times = []
+    with transactional(cluster) as producer:
+        for turn in range(count + 20):
+            began = time.perf_counter()
+            producer.begin_transaction()
+            for _ in range(records):
+                sent = producer.send(topic, VALUE)
+                if not whole:
+                    sent.result(30)
+            if not whole:
+                began = time.perf_counter()
+            producer.commit_transaction()
+            if turn >= 20:
+                times.append((time.perf_counter() - began) * 1_000)
+    return statistics.median(times)
+
+
+def against_plain(cluster: rs.Cluster, records: int, runs: int) -> Table:
+    """Idempotent sends and plain ones, in pairs."""
+    table = measure(
+        TITLE,
+        "records/s",
+        {
+            "plain": fresh(cluster, lambda topic: throughput(cluster, topic, lambda: plain(cluster), records)),
+            "idempotent": fresh(cluster, lambda topic: throughput(cluster, topic, cluster.producer, records)),
+        },
+        runs=runs,
+    )
+    table.show({"idempotent": "plain"})
+    return table
+
+
+def by_thousands(cluster: rs.Cluster, records: int, runs: int) -> Table:
+    """Transactions, and what stands beside them: plain sends, also where every thousand is waited for."""
+
+    def plainly(topic: str, some: int = records, **how: Any) -> float:
+        return throughput(cluster, topic, lambda: plain(cluster), some, **how)
+
+    def several(work: Callable[[int], float]) -> float:
+        return together([lambda: work(records // PRODUCERS) for _ in range(PRODUCERS)])
+
+    many = f", {PRODUCERS} producers"
+    large = ", 1 KB records"
+    cases: dict[str, Callable[[str], float]] = {
+        "plain": plainly,
+        "transactions": lambda topic: in_transactions(cluster, topic, records),
+        FLUSHED: lambda topic: plainly(topic, flush_each=OF),
+        f"plain{many}": lambda topic: several(lambda some: plainly(topic, some)),
+        f"transactions{many}": lambda topic: several(lambda some: in_transactions(cluster, topic, some)),
+        f"plain{large}": lambda topic: plainly(topic, records // 4, value=LARGE),
+        f"transactions{large}": lambda topic: in_transactions(cluster, topic, records // 4, value=LARGE),
+    }
+    table = measure(
+        f"{TITLE}, and in transactions of {OF:,}",
+        "records/s",
+        {name: fresh(cluster, work) for name, work in cases.items()},
+        runs=runs,
+    )
+    ratios = {f"transactions{which}": f"plain{which}" for which in ("", many, large)}
+    table.show({**ratios, FLUSHED: "plain"})
+    print(f"transactions / {FLUSHED}: {table.ratio('transactions', FLUSHED):.2f}")
+    return table
+
+
+def latencies(cluster: rs.Cluster, runs: int) -> Table:
+    """How long commits take, in round trips."""
+    call = "empty actor call, round trip"
+    cases: dict[str, Callable[[str], float]] = {
+        "commit of an empty transaction": lambda topic: commits(cluster, topic, records=0, whole=False),
+        "commit of one record": lambda topic: commits(cluster, topic, records=1, whole=False),
+        "begin, send one record, commit": lambda topic: commits(cluster, topic, records=1, whole=True),
+    }
+    table = measure(
+        "commits, p50",
+        "ms",
+        {call: bench.empty_call, **{name: fresh(cluster, work) for name, work in cases.items()}},
+        runs=runs,
+        better="lower",
+    )
+    table.show(dict.fromkeys(cases, call))
+    return table
+
+
+def fresh(cluster: rs.Cluster, work: Callable[[str], float]) -> Callable[[], float]:
+    """A case on a topic of its own."""
+
+    def case() -> float:
+        with bench.fresh_topic(cluster) as topic:
+            return work(topic)
+
+    return case
+
+
+def main() -> None:
+    args = arguments(__doc__, records=500_000)
+    print(machine())
+    with tempfile.TemporaryDirectory(dir=args.data_dir) as root, rs.connect(data_dir=root) as cluster:
+        tables = (
+            latencies(cluster, args.runs),
+            against_plain(cluster, args.records, args.runs),
+            by_thousands(cluster, args.records, args.runs),
+        )
+    keep(args.json, *tables)
+
+
+if __name__ == "__main__":
+    main()
