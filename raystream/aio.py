@@ -352,9 +352,9 @@ class Consumer(Rewinding):
         """As `commit_async` of the consumer: `await` what it returns, or do not wait."""
         return self.sync.commit_async(batch)
 
-    async def seek(self, topic: str, partition: int, position: int | Position) -> None:
+    async def seek(self, topic: str, partition: int, offset: int | Position) -> None:
         """As `seek` of the consumer."""
-        await _in_thread(self.sync.seek, topic, partition, position)
+        await _in_thread(self.sync.seek, topic, partition, offset)
 
     def pause(self, topic: str | None = None, partition: int | None = None) -> None:
         """As `pause` of the consumer."""

@@ -14,18 +14,18 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from raystream.actors.session import Session, open_session, show_notices
-from raystream.client.admin import Admin
+from raystream.client.admin import Admin, check_columns
 from raystream.client.consumer import Consumer
 from raystream.client.consuming import Consuming
 from raystream.client.frames import frame_schema
 from raystream.client.loop import BackgroundLoop
 from raystream.client.producer import Producer
-from raystream.client.reader import View
+from raystream.client.reader import VIEW_OPTIONS, View
 from raystream.client.routing import Routing
 from raystream.client.share_consumer import ShareConsumer
 from raystream.client.table import Table
 from raystream.client.transactional_producer import producer_kind
-from raystream.config import ConsumerConfig, ProducerConfig, build
+from raystream.config import ConsumerConfig, ProducerConfig, build, check_names
 from raystream.errors import Closed, KeysMove, TopicNotFound
 from raystream.jobs import ConsumerJob
 from raystream.pipelines import Pipeline
@@ -336,11 +336,16 @@ class Cluster(Consuming):
     # Writing and reading --------------------------------------------------------------------------------------------
 
     def write(self, topic: str, frame: Any, key: str | None = None, time: str | None = None) -> WriteResult:
-        """Writes a frame and waits until it is durable; creates a typed topic from it if there is none."""
+        """Writes a frame and waits until it is durable; creates a typed topic from it if there is none.
+
+        `key` and `time` are the new topic's. Raises InvalidArgument where one that exists has others.
+        """
         try:
-            self._run(self._routing.topic(topic))
+            there = self._run(self._routing.topic(topic))
         except TopicNotFound:
             self.create_topic(topic, schema=frame_schema(frame), key=key, time=time, exist_ok=True)
+        else:
+            check_columns(there, key=key, time=time)
         with self.producer() as producer:
             result: WriteResult = producer.send_frame(topic, frame).result()
         return result
@@ -382,6 +387,7 @@ class Cluster(Consuming):
         **options: Any,
     ) -> View:
         """A bounded read of a topic, whose bounds are fixed now. Nothing is read until the view is asked."""
+        check_names(options, VIEW_OPTIONS, "read()")
         return View(self._routing, self._loop, topic, start=start, end=end, columns=columns, filter=filter, **options)
 
     def table(

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeVar
 
-from raystream.errors import InvalidConfig
+from raystream.errors import InvalidArgument, InvalidConfig
 
 KIB: Final = 1 << 10
 MIB: Final = 1 << 20
+MIN_FREE_BYTES: Final = 64 * MIB
+"""Of every disk so much is kept free for metadata and deletions."""
 DAY_MS: Final = 86_400_000
 
 INLINE_LIMIT_BYTES: Final = 90 * KIB
@@ -144,13 +146,26 @@ class ShareConfig:
 Config = TypeVar("Config", TopicConfig, ProducerConfig, ConsumerConfig, ShareConfig)
 
 
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A question that names what may have been meant, "" where nothing is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {near[0]!r}?" if near else ""
+
+
+def check_names(given: Iterable[str], known: Collection[str], what: str) -> None:
+    """Raises InvalidArgument for a keyword argument that is none of `known`."""
+    for name in given:
+        if name not in known:
+            hint = nearest(name, known) or f"there are: {', '.join(known)}"
+            raise InvalidArgument(f"{what} takes no {name}=; {hint}")
+
+
 def build(kind: type[Config], values: Mapping[str, Any]) -> Config:
     """A checked config of `kind`. Raises InvalidConfig: unknown key (the nearest is named) or value out of range."""
     known = {f.name: f for f in dataclasses.fields(kind)}
     for name, value in values.items():
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(sorted(known))}"
+            hint = nearest(name, known) or f"there are: {', '.join(sorted(known))}"
             raise InvalidConfig(f"there is no setting {name!r}; {hint}")
         _check(name, value, known[name].metadata)
     return kind(**values)

@@ -19,6 +19,7 @@ RaystreamError
 │   ├── ActorLost                     an actor died during a call: the outcome is unknown
 │   ├── NotLeader
 │   ├── NotEnoughReplicas             fewer in-sync replicas than min_insync_replicas: nothing was written
+│   ├── NotEnoughBrokers              fewer brokers are heard than replicas are asked for: nothing was changed
 │   ├── CoordinatorNotAvailable
 │   └── Overloaded
 ├── Fenced                            the caller speaks for an earlier epoch
@@ -39,6 +40,7 @@ RaystreamError
 │   └── LogTruncated                  an unclean election took back records that had been read
 ├── CorruptBatch                      bytes whose checksum or structure is wrong
 │   └── CorruptLog                    the same in a log's file, named with its position
+│       └── LogLost                   all of a log's files are gone
 ├── StorageError
 │   ├── DiskFull
 │   ├── DataDirectoryInUse
@@ -127,7 +129,11 @@ class RequestTimeout(RaystreamError, TimeoutError):
 
 
 class DeliveryTimeout(RequestTimeout):
-    """A record was not acknowledged within `delivery_timeout_ms`; it may or may not be in the log."""
+    """A record was not acknowledged within `delivery_timeout_ms`.
+
+    `.retriable` where nothing of it was written: every try was refused, or there was none. Otherwise it may or may not
+    be in the log. `.__cause__` is what the last try met.
+    """
 
     retriable = False
 
@@ -152,6 +158,13 @@ class NotLeader(Unavailable):
 
 class NotEnoughReplicas(Unavailable):
     """Fewer replicas are in sync than `min_insync_replicas`, so acks="all" cannot be had now; nothing was written."""
+
+
+class NotEnoughBrokers(Unavailable):
+    """Fewer brokers are heard than the replicas that were asked for, though enough are registered; nothing was changed.
+
+    It is not tried again by itself: a broker that is not heard may come back in a second, or never.
+    """
 
 
 class CoordinatorNotAvailable(Unavailable):
@@ -250,6 +263,10 @@ class CorruptBatch(RaystreamError):
 
 class CorruptLog(CorruptBatch):
     """A log file holds a bad batch below the durable point; the sentence names file and position."""
+
+
+class LogLost(CorruptLog):
+    """The directory of a replica that was served before is gone, or empty; the sentence names it."""
 
 
 class StorageError(RaystreamError):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from raystream.client.share_consumer import ShareConsumer
     from raystream.cluster import Cluster
 
-PLACEMENT_WAIT_S: Final = 10.0
+PLACEMENT_WAIT_S: Final = 9.0
 WorkerState = Literal["running", "finished", "failed"]
 
 
@@ -63,7 +63,8 @@ class ConsumerJob:
         consumer_options: Mapping[str, Any] | None = None,
         run_options: Mapping[str, Any] | None = None,
     ) -> ConsumerJob:
-        """Starts the workers and waits until each has a process. Raises PlacementFailed after 10 s without one."""
+        """Starts the workers and waits until each has a process. Raises PlacementFailed, within 10 s, where one gets
+        none."""
         joined = group or share
         if joined is None or (group and share):
             raise InvalidArgument("run_consumers takes either group= or share=: what its workers are members of")
@@ -100,7 +101,13 @@ class ConsumerJob:
         job_name = name or f"{group}-{uuid.uuid4().hex[:6]}"
         board = tasks.Board.start()
         loop = tasks.Loop(open_worker, run)
-        started = [tasks.Task.start(loop, board, job_name, number, options) for number in range(workers)]
+        try:
+            started = [tasks.Task.start(loop, board, job_name, number, options) for number in range(workers)]
+        except (TypeError, ValueError) as error:
+            board.end()
+            raise InvalidArgument(
+                f"Ray does not take these options of its tasks ({', '.join(options)}): {error}"
+            ) from None
         job = cls(job_name, group, started, board)
         job._await_placement(options)
         return job

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Final, Literal, NamedTuple, TypeVar
 
+from raystream.errors import InvalidRecord
+
 EARLIEST: Final = "earliest"
 LATEST: Final = "latest"
 
@@ -55,12 +57,32 @@ class Record(NamedTuple):
 
     @property
     def text(self) -> str | None:
-        """The value as UTF-8 text."""
-        return None if self.value is None else bytes(self.value).decode()
+        """The value as UTF-8 text; None for a tombstone. Raises InvalidRecord where it is none."""
+        if self.value is None or isinstance(self.value, str):
+            return self.value
+        try:
+            return self._bytes("text").decode()
+        except UnicodeDecodeError as error:
+            raise InvalidRecord(f"{self._place()} is no UTF-8 text: {error}; see .value") from None
 
     def json(self) -> Any:
-        """The value parsed as JSON; None for a tombstone."""
-        return None if self.value is None else json.loads(self.value)
+        """The value parsed as JSON; None for a tombstone. Raises InvalidRecord where it is none."""
+        if self.value is None:
+            return None
+        try:
+            return json.loads(self.value if isinstance(self.value, str) else self._bytes("json()"))
+        except ValueError as error:
+            raise InvalidRecord(f"{self._place()} is no JSON: {error}; see .value") from None
+
+    def _bytes(self, wanted: str) -> bytes:
+        if isinstance(self.value, (bytes, bytearray, memoryview)):
+            return bytes(self.value)
+        raise InvalidRecord(
+            f"{self._place()} is a {type(self.value).__name__} already: .{wanted} is for bytes; see .value"
+        )
+
+    def _place(self) -> str:
+        return f"the value of {self.topic}-{self.partition} at offset {self.offset}"
 
 
 Row = TypeVar("Row")
@@ -71,7 +93,7 @@ class Rows(list[Row]):
 
     def _cells(self) -> tuple[list[str], list[list[str]]]:
         names = [f.name for f in fields(self[0]) if f.repr]  # type: ignore[arg-type]
-        return names, [[_cell(getattr(row, name)) for name in names] for row in self]
+        return names, [[_cell(getattr(row, name), label=name in _LABELS) for name in names] for row in self]
 
     def __repr__(self) -> str:
         if not self:
@@ -92,8 +114,12 @@ class Rows(list[Row]):
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _cell(value: object) -> str:
-    if isinstance(value, int) and not isinstance(value, bool):
+_LABELS: Final = frozenset({"pid", "partition", "leader", "broker_id"})
+"""Numbers that name something, and count nothing."""
+
+
+def _cell(value: object, *, label: bool) -> str:
+    if isinstance(value, int) and not isinstance(value, bool) and not label:
         return f"{value:,}"
     if isinstance(value, (list, tuple)):
         return ", ".join(str(item) for item in value)
@@ -219,14 +245,15 @@ class GroupDescription:
 @dataclass(frozen=True)
 class BrokerDescription:
     """A broker: the raystream actor of one Ray node. `state` is "running", "draining", "not heard" where it has not
-    been for so long that it leads nothing, and "not known" where there is no controller to hear anybody."""
+    been for so long that it leads nothing, and "not known" where there is no controller to hear anybody. `free_bytes`
+    is None where it is not known."""
 
     broker_id: int
     node: str
     state: str
     partitions: int
     data_dir: str
-    free_bytes: int
+    free_bytes: int | None
     pid: int
     controller: bool
     rack: str = ""

@@ -197,6 +197,12 @@ class Metadata:
             record = self._image.partitions.get(key[0], {}).get(key[1])
             return record is not None and bool(record.isr or record.elr) and broker_id not in (*record.isr, *record.elr)
 
+    def was_opened(self, key: Key, broker_id: int) -> bool:
+        """Whether the broker's replica has been served before, so that its disk must have it."""
+        with self._lock:
+            found = self._image.replica(*key, broker_id)
+            return found is not None and found.opened
+
     def served_by(self, key: Key, broker_id: int) -> m.ServedReplica | None:
         """What is known of who serves a broker's replica."""
         with self._lock:
@@ -261,7 +267,7 @@ class Metadata:
                     node_id=record.node_id,
                     node=record.node,
                     data_dir=record.data_dir,
-                    free_bytes=free_bytes.get(record.broker_id, 0),
+                    free_bytes=-1 if record.fenced else free_bytes.get(record.broker_id, -1),
                     pid=record.pid,
                     controller=record.broker_id == controller,
                     replicas=len(self.replicas_on(record.broker_id)),

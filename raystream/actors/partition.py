@@ -31,7 +31,7 @@ from raystream.actors.replica import Replica
 from raystream.actors.scrubber import RayElsewhere, Scrubber
 from raystream.actors.writer import Ticket, Writer
 from raystream.clock import SystemClock
-from raystream.errors import CorruptLog, DataDirectoryInUse, NotLeader, RaystreamError
+from raystream.errors import CorruptLog, DataDirectoryInUse, LogLost, NotLeader, RaystreamError
 from raystream.storage.files import DiskFiles
 
 APPEND_WAIT_MS: Final = 30_000.0
@@ -222,7 +222,7 @@ class PartitionActor:
             replica = Replica(spec, self._files, self._clock, self._outbox, self._lease(spec.lease_path))
             self._open_when_unlocked(replica)
         except CorruptLog as error:
-            return _offline(spec, f"{m.CORRUPT_LOG}{error}")
+            return _offline(spec, f"{m.LOST_LOG if isinstance(error, LogLost) else m.CORRUPT_LOG}{error}")
         except RaystreamError as error:
             return _offline(spec, str(error))
         self._replicas[key] = replica

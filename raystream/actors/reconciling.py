@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -68,6 +69,8 @@ class Reconciler:
         """Of those that are being closed: their actor serves them no more, and only their files are left."""
         self._lost: set[Key] = set()
         self._dead: list[str] = []
+        self._anew: set[Key] = set()
+        """Put aside, or gone, and nobody counts on it: to be opened although nothing of it is there."""
         self._not_before = 0
         """What died may be opened as the metadata of this version says, and no earlier one."""
         self._wake = threading.Event()
@@ -179,10 +182,12 @@ class Reconciler:
         return settled
 
     def _forget_refusals(self) -> None:
-        """*lock held* What could not be opened a while ago is opened again, unless its log is corrupt."""
+        """*lock held* What could not be opened a while ago is opened again, unless its log is corrupt. One
+        that is gone may have been put back."""
         for key, when in list(self._refused.items()):
             served = self._served.get(key)
-            if served is None or served.actor or served.error.startswith(m.CORRUPT_LOG):
+            corrupt = served is not None and served.error.startswith(m.CORRUPT_LOG)
+            if served is None or served.actor or (corrupt and not served.error.startswith(m.LOST_LOG)):
                 del self._refused[key]
             elif time.monotonic() - when >= OPEN_AGAIN_S:
                 del self._refused[key], self._served[key]
@@ -203,6 +208,7 @@ class Reconciler:
         if anew:
             self._begin_new_life()
             with self._lock:
+                self._anew.update(anew)
                 for key in anew:
                     self._served.pop(key, None)
                     self._opened.pop(key, None)
@@ -270,7 +276,7 @@ class Reconciler:
             if not specs:
                 continue
             try:
-                served = self._hosts.open(specs, internal=internal)
+                served = self._hosts.open([self._stated(spec) for spec in specs], internal=internal)
             except RaystreamError:
                 with self._lock:
                     for spec in specs:
@@ -283,6 +289,8 @@ class Reconciler:
                     self._opening.pop(key, None)
                     actor, error = served.get(key, ("", ""))
                     if error or actor in living:
+                        if actor:
+                            self._anew.discard(key)
                         self._served[key] = m.ServedReplica(*key, actor, error)
                         self._opened[key] = spec
                         if error:
@@ -292,6 +300,12 @@ class Reconciler:
             stale = [key for key in self._opening if self._metadata.spec(key, self._broker_id, "", "") is None]
             for key in stale:
                 del self._opening[key]
+
+    def _stated(self, spec: m.ReplicaSpec) -> m.ReplicaSpec:
+        """With what the disk must have, for the opening alone: while a replica is open it is no news."""
+        key = (spec.topic_id, spec.partition)
+        opened = key not in self._anew and self._metadata.was_opened(key, self._broker_id)
+        return replace(spec, opened=opened)
 
     def _close_what_is_gone(self) -> None:
         with self._lock:

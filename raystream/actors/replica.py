@@ -26,6 +26,7 @@ from raystream.errors import (
     CorruptLog,
     FencedLeaderEpoch,
     InvalidRecord,
+    LogLost,
     NotLeader,
     OffsetOutOfRange,
     RaystreamError,
@@ -38,6 +39,7 @@ from raystream.storage.aborted import Aborted, overlapping
 from raystream.storage.files import Files
 from raystream.storage.log import Log
 from raystream.storage.producer_state import ProducerState
+from raystream.storage.recovery import holds_log
 from raystream.storage.scrubbing import Damage, before_damage, remembered
 
 logger = logging.getLogger("raystream.partition")
@@ -78,8 +80,14 @@ class Replica:
         self._parked = 0
 
     def open(self) -> None:
-        """Recovers the log from disk. Raises the storage errors as they are."""
+        """Recovers the log from disk. Raises the storage errors as they are, and LogLost where it is gone."""
         spec = self.spec
+        if spec.opened and not holds_log(self._files, spec.directory):
+            raise LogLost(
+                f"{spec.directory} is gone or empty, and with it what this replica held: put it back (it is looked for "
+                f"every few seconds), or let go of it with `raystream topic elect {spec.topic} --unclean`",
+                path=spec.directory,
+            )
         schemas = [pa.ipc.read_schema(pa.py_buffer(data)) for data in spec.schemas]
         self.log = Log.open(
             self._files,

@@ -13,10 +13,12 @@ from raystream.client import resetting
 from raystream.client.describing import Statuses, describe_groups, statuses
 from raystream.client.health import has_controller, health
 from raystream.client.routing import Leader, Routing
+from raystream.config import nearest
 from raystream.errors import (
     InvalidArgument,
     InvalidRecord,
     PartitionNotFound,
+    TopicNotFound,
 )
 from raystream.schema import stored_schema
 from raystream.types import (
@@ -85,7 +87,13 @@ class Admin:
     async def describe_topic(self, name: str) -> TopicDescription:
         """One topic with its partitions. Raises TopicNotFound."""
         self._routing.forget(name)
-        return await self._describe(await self._routing.topic(name))
+        try:
+            found = await self._routing.topic(name)
+        except TopicNotFound:
+            names = [topic.name for topic in (await self._routing.metadata()).topics or ()]
+            hint = nearest(name, names)
+            raise TopicNotFound(f"there is no topic {name!r}" + (f"; {hint}" if hint else "")) from None
+        return await self._describe(found)
 
     async def alter_topic(
         self,
@@ -219,7 +227,7 @@ class Admin:
                 state=_state(broker, heard=has_controller(reply)),
                 partitions=broker.replicas,
                 data_dir=broker.data_dir,
-                free_bytes=broker.free_bytes,
+                free_bytes=broker.free_bytes if broker.free_bytes >= 0 else None,
                 pid=broker.pid,
                 controller=broker.controller,
                 rack=broker.rack,
@@ -311,6 +319,23 @@ def _placement(replicas: Any) -> tuple[tuple[int, tuple[int, ...]], ...]:
             raise InvalidArgument(f"partition {partition}: give one broker or more, each once, not {list(chosen)}")
         placed[partition] = chosen
     return tuple(placed.items())
+
+
+def check_columns(topic: m.TopicMetadata, *, key: str | None, time: str | None) -> None:
+    """Raises InvalidArgument where a key or time column is asked for that the topic does not have as such."""
+    for what, asked, has in (("key", key, topic.key), ("time", time, topic.time)):
+        if asked is None or asked == has:
+            continue
+        if not topic.typed:
+            raise InvalidArgument(
+                f"topic {topic.name!r} exists and is raw: {what}={asked!r} is for typed ones; a raw one takes columns "
+                "named value, key, headers and timestamp"
+            )
+        state = f"the {what} column {has!r}" if has is not None else f"no {what} column"
+        raise InvalidArgument(
+            f"topic {topic.name!r} exists and has {state}, not {asked!r}, and that is for good: leave {what}= out, or "
+            "write to another topic"
+        )
 
 
 def arrow_schema(source: Any) -> pa.Schema:

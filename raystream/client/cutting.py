@@ -20,6 +20,7 @@ from raystream.client.partitioner import (
 )
 from raystream.client.rows import event_times
 from raystream.client.sent import Chunk, Delivery, Longs, Piece
+from raystream.client.serde import shown
 from raystream.errors import InvalidRecord, PartitionNotFound
 from raystream.schema import HEADERS_TYPE, RAW_SCHEMA
 
@@ -79,9 +80,20 @@ def _custom(chunk: Chunk, sink: Sink, partitioner: Partitioner) -> Partitions:
         if sink.typed:
             key = key_value_bytes(value[key_at]) if key_at is not None else None
             value = dict(zip(names, value, strict=True))
-        chosen = partitioner(sink.name, key, value, sink.partitions)
-        targets[index] = check_partition(chosen, sink, "the partitioner returned")
+        targets[index] = _chosen(partitioner, sink, key, value)
     return targets
+
+
+def _chosen(partitioner: Partitioner, sink: Sink, key: Any, value: Any) -> int:
+    """The user's own choice. Raises InvalidRecord, from what the partitioner raised."""
+    try:
+        partition = partitioner(sink.name, key, value, sink.partitions)
+    except Exception as error:
+        raise InvalidRecord(
+            f"the partitioner raised {type(error).__name__} for a record of topic {sink.name!r} with key {shown(key)}: "
+            f"{error}"
+        ) from error
+    return check_partition(partition, sink, "the partitioner returned")
 
 
 def check_partition(partition: Any, sink: Sink, who: str = "") -> int:
@@ -214,10 +226,7 @@ def frame_partitions(
     if partitioner is not None:
         keys = [None] * rows.num_rows if column is None else key_column(rows.column(column)).to_pylist()
         values = rows.to_pylist() if sink.typed else rows.column("value").to_pylist()
-        chosen = [
-            check_partition(partitioner(sink.name, key, value, sink.partitions), sink, "the partitioner returned")
-            for key, value in zip(keys, values, strict=True)
-        ]
+        chosen = [_chosen(partitioner, sink, key, value) for key, value in zip(keys, values, strict=True)]
         targets = np.array(chosen, np.int32)
     elif sink.partitions == 1:
         return 0

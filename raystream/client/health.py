@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from raystream import messages as m
+from raystream.config import MIB, MIN_FREE_BYTES
 from raystream.types import Health
+
+FREE_SLACK_BYTES: Final = 4 * MIB
+"""A batch is refused that would go below the reserve: so close to it, the next may be."""
 
 
 def health(reply: m.MetadataReply) -> Health:
@@ -51,6 +56,12 @@ def _of_brokers(reply: m.MetadataReply) -> Iterator[str]:
     for broker in reply.brokers:
         if broker.fenced:
             yield f"broker {broker.broker_id} ({broker.node}) is not heard"
+        elif 0 <= broker.free_bytes < MIN_FREE_BYTES + FREE_SLACK_BYTES:
+            yield (
+                f"broker {broker.broker_id} ({broker.node}): the disk of {broker.data_dir} has "
+                f"{broker.free_bytes / MIB:,.1f} MiB free, and {MIN_FREE_BYTES / MIB:.0f} MiB are kept for "
+                "metadata and deletions: writes to its partitions are refused until there is room"
+            )
     if not any(broker.coordinator for broker in reply.brokers):
         yield "the group coordinator is starting"
 

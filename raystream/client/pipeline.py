@@ -115,6 +115,7 @@ class Pipeline:
         "sink",
         "taken_back",
         "throttled",
+        "trouble",
     )
 
     def __init__(self, sink: Sink, partition: int, max_in_flight: int) -> None:
@@ -138,6 +139,8 @@ class Pipeline:
         """The client has used up its quota there: nothing new is sent for a while."""
         self.acknowledged_epoch = -1
         """The latest leader epoch in which the partition acknowledged a batch."""
+        self.trouble: BaseException | None = None
+        """Why the last batch that was settled failed."""
 
     @property
     def waiting_bytes(self) -> int:

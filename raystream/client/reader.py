@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import replace
 from html import escape
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], Any]
 """`progress(rows_done, rows_total)`, called from the reading thread as parts of a long read arrive."""
+
+
+VIEW_OPTIONS: Final = ("order", "check_crcs", "mmap", "progress", "isolation")
+"""What a view takes beside its bounds, columns and filter."""
 
 
 class View:

@@ -17,6 +17,7 @@ from raystream.clock import Clock
 from raystream.errors import (
     CoordinatorNotAvailable,
     Fenced,
+    NotEnoughBrokers,
     NotEnoughReplicas,
     NotLeader,
     Overloaded,
@@ -42,8 +43,12 @@ COORDINATOR_TIMEOUT_MS: Final = 4_000.0
 REPLICATED_TIMEOUT_MS: Final = 2_500.0
 """One try at a partition that others can take over is given no longer."""
 AVOID_FOLLOWER_MS: Final = 5_000.0
+LEAST_TRY_MS: Final = 20.0
+"""With less time left nothing is tried again: it would hardly be answered, and make unknown what is known."""
 _MOVED = (Unavailable, Fenced, RequestTimeout)
 _STAYED = (NotEnoughReplicas, Overloaded)
+_ITS_CALLERS = (NotEnoughBrokers,)
+"""Whether and when to try again is for the caller to say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,13 +261,13 @@ class Routing:
         last: RaystreamError | None = None
         while True:
             left_ms = deadline - self._clock.monotonic_ms()
-            if left_ms <= 0:
+            if left_ms <= (0 if last is None else LEAST_TRY_MS):
                 why = f": {last}" if last is not None else ""
                 raise RequestTimeout(f"{what} gave no answer within {timeout_ms:.0f} ms{why}") from last
             try:
                 return await attempt(min(left_ms, CALL_TIMEOUT_MS))
             except RaystreamError as error:
-                if not error.retriable:
+                if not error.retriable or isinstance(error, _ITS_CALLERS):
                     raise
                 last = error
                 if isinstance(error, _MOVED) and not isinstance(error, _STAYED):

@@ -17,6 +17,7 @@ from raystream import batch as b
 from raystream import messages as m
 from raystream.client.accumulator import Accumulator, Sink
 from raystream.client.cutting import cut_chunk
+from raystream.client.expiry import never_sent, not_acknowledged
 from raystream.client.ledger import Ledger
 from raystream.client.partitioner import Partitioner
 from raystream.client.pipeline import Batch, Pipeline, TakenBack, encodes_long
@@ -27,7 +28,6 @@ from raystream.config import ProducerConfig
 from raystream.errors import (
     ActorLost,
     Closed,
-    DeliveryTimeout,
     DiskFull,
     FencedProducer,
     InvalidRecord,
@@ -223,7 +223,7 @@ class Sender:
         while pipeline.may_send():
             if not self._may_number(pipeline):
                 return
-            pieces = self._unexpired(pipeline.next_pieces())
+            pieces = self._unexpired(pipeline.next_pieces(), pipeline.trouble)
             if pieces:
                 self._spawn(self._deliver(pipeline, pipeline.next_batch(pieces)))
 
@@ -236,18 +236,12 @@ class Sender:
             pipeline.producer_id = self._producer_id
         return True
 
-    def _unexpired(self, pieces: list[Piece]) -> list[Piece]:
+    def _unexpired(self, pieces: list[Piece], cause: BaseException | None) -> list[Piece]:
         now = self._clock.monotonic_ms()
         late = [piece for piece in pieces if piece.deadline_ms <= now]
         if not late:
             return pieces
-        self._fail(
-            late,
-            DeliveryTimeout(
-                f"the record was not sent within {self._config.delivery_timeout_ms:,} ms (delivery_timeout_ms); it is "
-                "not in the log"
-            ),
-        )
+        self._fail(late, never_sent(self._config.delivery_timeout_ms, cause))
         return [piece for piece in pieces if piece.deadline_ms > now]
 
     def _after(self, pipeline: Pipeline) -> None:
@@ -278,9 +272,9 @@ class Sender:
                         timeout_ms=min(self._config.request_timeout_ms, self._until_expiry(waiting)),
                     )
                     self._producer_id = reply.producer_id
-                except RequestTimeout:
+                except RequestTimeout as error:
                     for pipeline in waiting:
-                        for piece in self._unexpired(pipeline.take_all()):
+                        for piece in self._unexpired(pipeline.take_all(), error):
                             pipeline.add(piece)
         except Exception as error:  # noqa: BLE001 - whatever it is, the records must hear of it
             for pipelines in self._pipelines.values():
@@ -328,8 +322,10 @@ class Sender:
         if error is not None:
             pipeline.draining = True
             pipeline.gap_unknown |= batch.unknown
+            pipeline.trouble = error
             self._fail(batch.pieces, error)
         elif reply is not None:
+            pipeline.trouble = None
             self._stats.records += batch.rows
             self._stats.batches += 1
             append_time = reply.append_time_ms if pipeline.sink.attributes & b.ATTR_APPEND_TIME else None
@@ -369,11 +365,8 @@ class Sender:
                 moved=lambda: self._routing.forget(topic),
             )
         except RequestTimeout as error:
-            known = "whether it is in the log is unknown" if batch.unknown else "it is not in the log"
-            raise DeliveryTimeout(
-                f"the record was not acknowledged within {self._config.delivery_timeout_ms:,} ms "
-                f"(delivery_timeout_ms); {known}: {error}"
-            ) from error
+            late = not_acknowledged(self._config.delivery_timeout_ms, error, unknown=batch.unknown)
+            raise late from late.__cause__
 
     async def _try(self, pipeline: Pipeline, batch: Batch, left_ms: float) -> m.AppendReply:
         left_ms = min(left_ms, self._config.request_timeout_ms)
@@ -391,8 +384,8 @@ class Sender:
         try:
             reply = await leader.port.append(request, batch.message, timeout_ms=left_ms)
         except _UNANSWERED as error:
-            batch.unknown = True
-            if error.retriable and not isinstance(error, DiskFull):
+            batch.unknown = batch.unknown or not isinstance(error, DiskFull)  # after that the log stands as before
+            if error.retriable:
                 raise
             raise ActorLost(f"{type(error).__name__}: {error}") from error
         except OutOfOrderSequence:

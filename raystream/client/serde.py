@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from raystream.errors import InvalidRecord
+from raystream.errors import InvalidRecord, RaystreamError
 
 Serializer = Callable[[Any], bytes | None]
 HeaderPairs = list[tuple[str, bytes | None]]
@@ -55,12 +55,25 @@ def key_bytes(key: Any) -> bytes | None:
 
 def serialized(value: Any, serializer: Serializer, what: str) -> bytes | None:
     """What the user's serializer makes of a value or key. Raises InvalidRecord where that is neither bytes nor None."""
-    data = serializer(value)
+    try:
+        data = serializer(value)
+    except RaystreamError:
+        raise
+    except Exception as error:
+        raise InvalidRecord(
+            f"the {what}_serializer raised {type(error).__name__} on {shown(value)}: {error}"
+        ) from error
     if data is None or type(data) is bytes:
         return data
     if isinstance(data, (bytes, bytearray, memoryview)):
         return bytes(data)
     raise InvalidRecord(f"the {what}_serializer returned {type(data).__name__}: it must return bytes or None")
+
+
+def shown(value: Any) -> str:
+    """A value in an error's sentence."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def header_pairs(headers: Any) -> HeaderPairs | None:
@@ -95,9 +108,7 @@ def _header_value(name: str, value: Any) -> bytes | None:
 
 
 def _bad_headers(headers: Any) -> InvalidRecord:
-    shown = repr(headers)
-    shown = shown if len(shown) <= 60 else shown[:57] + "..."
-    return InvalidRecord(f"headers must be a dict or a list of (name, value) pairs, not {shown}")
+    return InvalidRecord(f"headers must be a dict or a list of (name, value) pairs, not {shown(headers)}")
 
 
 def _utf8(text: str, what: str) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -25,8 +25,10 @@ class Subscription:
         """What a user gives. Raises InvalidArgument."""
         if isinstance(topics, re.Pattern):
             return cls(pattern=topics.pattern)
-        given: Any = (topics,) if isinstance(topics, str) else topics
-        if not isinstance(given, Sequence) or not given:
+        if not isinstance(topics, Iterable):
+            raise InvalidArgument(f"topics must be a name, several, or a compiled pattern, not {topics!r}")
+        given: tuple[Any, ...] = (topics,) if isinstance(topics, str) else tuple(topics)
+        if not given:
             raise InvalidArgument("a consumer needs a topic: give one, a list, or a compiled pattern")
         for name in given:
             if not isinstance(name, str) or not _TOPIC_NAME.fullmatch(name):

@@ -53,6 +53,8 @@ def add(commands: Any, options: ArgumentParser) -> None:
 
 def run(shell: Shell) -> int:
     args = shell.args
+    if args.group is not None and not args.group.strip():
+        args.usage_error("argument --group: a group has a name; leave the option out to read without one")
     if args.tail and args.group:
         args.usage_error("--tail reads without a group: a group goes on from its positions")
     if args.tail and args.start is not None:

@@ -50,7 +50,11 @@ def format_for(shell: Shell) -> str:
     if args.format:
         return str(args.format)
     if args.output and args.output != "-":
-        return _BY_SUFFIX.get(Path(args.output).suffix.lower(), "json")
+        suffix = Path(args.output).suffix.lower()
+        if suffix and suffix not in _BY_SUFFIX:
+            known = ", ".join(_BY_SUFFIX)
+            args.usage_error(f"argument -o: {suffix} names no format; give --format, or a name that ends in {known}")
+        return _BY_SUFFIX.get(suffix, "json")
     return "table" if shell.out.is_terminal and not shell.json and not args.follow else "json"
 
 

@@ -33,12 +33,14 @@ from raystream.errors import (
     InvalidArgument,
     InvalidConfig,
     InvalidTopicName,
+    NotEnoughBrokers,
     NotFound,
     TopicExists,
     Unavailable,
 )
 from raystream.messages import (
     CORRUPT_LOG,
+    LOST_LOG,
     AlterIsrRequest,
     AlterTopicRequest,
     BrokerHeartbeatRequest,
@@ -211,7 +213,8 @@ class Controller:
     def create_topic(
         self, request: CreateTopicRequest, *, topic_id: str, raw_schema: bytes, internal: bool = False
     ) -> Records:
-        """A new topic with its partitions. Raises InvalidTopicName, InvalidConfig, InvalidArgument, TopicExists.
+        """A new topic with its partitions. Raises InvalidTopicName, InvalidConfig, InvalidArgument, TopicExists, and
+        NotEnoughBrokers where as many are registered, but not heard now.
 
         With `exist_ok` an existing topic of the same kind gives no records; one of the other kind is TopicExists.
         """
@@ -254,7 +257,7 @@ class Controller:
 
     def alter_topic(self, request: AlterTopicRequest) -> Records:
         """Changed settings, more partitions, another replication factor. Raises TopicNotFound, InvalidConfig,
-        InvalidArgument, and Unavailable where new partitions' replicas have no place now.
+        InvalidArgument, and NotEnoughBrokers where replicas have no place now.
 
         Replicas that come in catch up while the partition is in use; those that go, go when enough others are in sync.
         """
@@ -303,9 +306,7 @@ class Controller:
             )
         brokers = balance.able(image)
         if len(brokers) < topic.replication_factor:
-            raise Unavailable(
-                f"topic {topic.name!r} keeps {topic.replication_factor} replicas; {len(brokers)} brokers are there now"
-            )
+            raise NotEnoughBrokers(f"topic {topic.name!r} keeps {topic.replication_factor} replicas{self._heard()}")
         held, leads = loads(balance.all_partitions(image))
         racks = {broker.broker_id: broker.rack for broker in image.brokers.values()}
         load = {broker: held.get(broker, 0) for broker in brokers}
@@ -335,11 +336,21 @@ class Controller:
         if wanted is None:
             return min(DEFAULT_REPLICATION_FACTOR, live)
         factor = arguments.whole("replication_factor", wanted)
-        if not 1 <= factor <= max(live, at_least_possible):
-            brokers = "1 broker" if live == 1 else f"{live} brokers"
-            possible = "only 1" if live == 1 else f"1 to {live}"
+        there = sum(not broker.draining for broker in self._image.brokers.values())
+        if not 1 <= factor <= max(there, at_least_possible):
+            brokers = "1 broker" if there == 1 else f"{there} brokers"
+            possible = "only 1" if there == 1 else f"1 to {there}"
             raise InvalidArgument(f"replication_factor={factor}: this cluster has {brokers}, so {possible} is possible")
+        if factor > max(live, at_least_possible):
+            raise NotEnoughBrokers(f"replication_factor={factor}{self._heard()}")
         return factor
+
+    def _heard(self) -> str:
+        """Who could take replicas and cannot now."""
+        brokers = [broker for broker in self._image.brokers.values() if not broker.draining]
+        silent = sorted(broker.broker_id for broker in brokers if broker.fenced)
+        missing = f" (not heard: {', '.join(map(str, silent))}): try again once enough are back" if silent else ""
+        return f": {len(brokers) - len(silent)} of {len(brokers)} brokers can take one now{missing}"
 
     # Replicas -------------------------------------------------------------------------------------------------------
 
@@ -356,15 +367,19 @@ class Controller:
         for topic_id, number in request.lost:
             known = draft.image.replica(topic_id, number, request.broker_id)
             if known is not None:
-                draft.add([removed(known)])
+                draft.add([dataclasses.replace(known, actor="", error="") if known.opened else removed(known)])
             if draft.image.partitions.get(topic_id, {}).get(number) is not None:
                 draft.add(Elections(draft.image).replica_lost(topic_id, number, request.broker_id, fit=True))
         for served in request.served:
             record = draft.image.partitions.get(served.topic_id, {}).get(served.partition)
             if record is None or request.broker_id not in record.replicas:
                 continue
-            now = ReplicaRecord(served.topic_id, served.partition, request.broker_id, served.actor, served.error)
-            if draft.image.replica(served.topic_id, served.partition, request.broker_id) != now:
+            before = draft.image.replica(served.topic_id, served.partition, request.broker_id)
+            opened = bool(served.actor) or (before is not None and before.opened)
+            now = ReplicaRecord(
+                served.topic_id, served.partition, request.broker_id, served.actor, served.error, opened
+            )
+            if before != now:
                 draft.add([now])
             if served.error.startswith(CORRUPT_LOG):
                 draft.add(self._corrupt(draft.image, record, request.broker_id))
@@ -400,15 +415,30 @@ class Controller:
         return draft.records
 
     def elect_leaders(self, request: ElectLeadersRequest) -> Records:
-        """Leads go to preferred replicas where these are in sync and open. Raises TopicNotFound."""
+        """Leads go to preferred replicas where these are in sync and open. Raises TopicNotFound.
+
+        With `unclean` what a leader held whose files are gone is let go of: another live replica leads, or it begins
+        empty.
+        """
         records: Records = []
         for name in self._image.topics if request.topic is None else [request.topic]:
             for record in self._image.partitions_of(self._image.topic(name).topic_id):
+                led = self._image.replica(record.topic_id, record.partition, record.leader)
+                if request.unclean and led is not None and led.error.startswith(LOST_LOG):
+                    records += self._without(record, led)
+                    continue
                 preferred = balance.fit(self._image, record, record.replicas[0])
                 records += self._elections.elect(
                     record.topic_id, record.partition, preferred=preferred, unclean=request.unclean
                 )
         return records
+
+    def _without(self, record: PartitionRecord, led: ReplicaRecord) -> Records:
+        elected = self._elections.elect(record.topic_id, record.partition, unclean=True, lost=led.broker_id)
+        if elected:
+            return elected
+        begun = self._elections.replica_lost(record.topic_id, record.partition, led.broker_id, fit=True)
+        return [dataclasses.replace(led, opened=False), *begun]
 
     def upkeep(self) -> Records:
         """What the controller does by itself; see `balance.upkeep`. To be called again until it returns nothing."""

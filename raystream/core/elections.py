@@ -125,19 +125,22 @@ class Elections:
 
     # Leaders --------------------------------------------------------------------------------------------------------
 
-    def elect(self, topic_id: str, number: int, *, preferred: bool = False, unclean: bool = False) -> Records:
+    def elect(
+        self, topic_id: str, number: int, *, preferred: bool = False, unclean: bool = False, lost: int = NO_LEADER
+    ) -> Records:
         """A leader for a partition that has none; with `preferred`, the first of its replicas where that is in sync.
 
-        `unclean` takes any live replica where nobody is eligible: what is committed and not there is lost.
+        `unclean` takes any live replica where nobody is eligible: what is committed and not there is lost. `lost` is a
+        leader that holds nothing any more.
         """
         record = self._image.partition(topic_id, number)
         if preferred and self._preferred_is_better(record):
             return [self._changed(record, leader=record.replicas[0])]
-        if record.leader != NO_LEADER:
+        if record.leader not in (NO_LEADER, lost):
             return []
-        if self._eligible(record.replicas, record.isr, record.elr) != NO_LEADER:
-            return [self._changed(record)]
-        live = next((broker for broker in record.replicas if self._is_live(broker)), None)
+        if self._eligible(record.replicas, record.isr, record.elr, gone=lost) != NO_LEADER:
+            return [self._changed(record, gone=lost, unclean=(lost,))]
+        live = next((broker for broker in record.replicas if broker != lost and self._is_live(broker)), None)
         if unclean and live is not None:
             return [self._changed(record, isr=(live,), leader=live, unclean=record.replicas)]
         return []
@@ -195,7 +198,10 @@ class Elections:
         record = self._image.partition(topic_id, number)
         target = tuple(replicas)
         unknown = [broker for broker in target if broker not in self._image.brokers]
-        if not target or len(set(target)) != len(target) or unknown:
+        if unknown:
+            there = ", ".join(map(str, sorted(self._image.brokers)))
+            raise InvalidArgument(f"there is no broker {unknown[0]} to hold partition {number}; there are: {there}")
+        if not target or len(set(target)) != len(target):
             raise InvalidArgument(f"{target} cannot hold a partition: name registered brokers, each once")
         before = tuple(broker for broker in record.replicas if broker not in record.adding)
         removing = tuple(broker for broker in record.replicas if broker not in target)

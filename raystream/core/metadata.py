@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
+from raystream.config import nearest
 from raystream.core.records import Record, Removed, kind
 from raystream.errors import PartitionNotFound, TopicNotFound
 
@@ -101,7 +102,11 @@ class PartitionRecord(Record):
 @kind
 @dataclass(frozen=True, slots=True)
 class ReplicaRecord(Record):
-    """Which actor serves a broker's replica of a partition; "" and why, where none can."""
+    """Which actor serves a broker's replica of a partition; "" and why, where none can.
+
+    `opened`: one has served it since the broker has held it, so its disk must have the replica's files. Where that is
+    known, the record outlives the actor.
+    """
 
     KIND: ClassVar[str] = "replica"
     IDENTITY: ClassVar[tuple[str, ...]] = ("topic_id", "partition", "broker_id")
@@ -110,6 +115,7 @@ class ReplicaRecord(Record):
     broker_id: int
     actor: str
     error: str = ""
+    opened: bool = False
 
 
 @kind
@@ -197,7 +203,8 @@ class MetadataImage:
         """The topic of that name. Raises TopicNotFound."""
         found = self.topics.get(name)
         if found is None:
-            raise TopicNotFound(f"there is no topic {name!r}: create it with cluster.create_topic({name!r})")
+            hint = nearest(name, (topic for topic in self.topics if not topic.startswith("__")))
+            raise TopicNotFound(f"there is no topic {name!r}" + (f"; {hint}" if hint else ""))
         return found
 
     def partition(self, topic_id: str, number: int) -> PartitionRecord:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from raystream.messages.brokers import (
     CORRUPT_LOG,
+    LOST_LOG,
     AlterIsrRequest,
     BrokerHeartbeatReply,
     BrokerHeartbeatRequest,
@@ -108,6 +109,7 @@ __all__ = [
     "JOIN",
     "LATEST_TIMESTAMP",
     "LEAVE",
+    "LOST_LOG",
     "NO_EPOCH",
     "OLDEST_PROTOCOL",
     "PROTOCOL",

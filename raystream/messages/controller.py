@@ -94,6 +94,7 @@ class BrokerMetadata:
     node: str
     data_dir: str
     free_bytes: int
+    """On the disk of `data_dir`; -1 where the broker is not heard."""
     pid: int
     controller: bool
     replicas: int

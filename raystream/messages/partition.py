@@ -195,6 +195,8 @@ class ReplicaSpec:
     lease_path: str = ""
     """Where the broker states until when it cannot have been fenced."""
     quotas: tuple[ClientQuota, ...] = ()
+    opened: bool = False
+    """The replica has been served from this disk before: where its files are gone, records are."""
     protocol: int = PROTOCOL
 
 

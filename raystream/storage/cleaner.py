@@ -21,13 +21,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raystream import batch as b
+from raystream.config import MIN_FREE_BYTES
 from raystream.errors import CorruptLog, DiskFull
 from raystream.explicit import Rows, explicit_schema, rows_of
 from raystream.storage.fates import MARKER_GRACE_MS, Fate, Fates
 from raystream.storage.files import TEMPORARY_SUFFIX
 from raystream.storage.log import Log
 from raystream.storage.rewriting import Kind, Rewriter, Stretch, explicit_rows, kind_of, offsets_of, owner_of
-from raystream.storage.room import MIN_FREE_BYTES
 from raystream.storage.segment import Segment
 from raystream.tombstones import tombstones, value_columns
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from raystream.batch import LeaderFields
 from raystream.clock import Clock
-from raystream.config import TopicConfig
+from raystream.config import MIN_FREE_BYTES, TopicConfig
 from raystream.errors import DiskFull, InvalidArgument, InvalidRecord, OffsetOutOfRange, StorageError
 from raystream.storage import reading
 from raystream.storage.appending import (
@@ -35,7 +35,7 @@ from raystream.storage.files import AppendHandle, Files, LockHandle
 from raystream.storage.producer_state import ProducerState
 from raystream.storage.readable import ReadableLog
 from raystream.storage.recovery import Recovered, Recovery
-from raystream.storage.room import MIN_FREE_BYTES, Room
+from raystream.storage.room import Room
 from raystream.storage.segment import Identity, Segment
 
 LOCK_NAME: Final = "lock"
@@ -133,7 +133,8 @@ class Log(ReadableLog):
             if not recovered.changed:
                 self._checkpoints.found(self._marks())
                 return
-            with suppress(DiskFull):  # reads go on; the next opening scans as far as this one did
+            # Reads go on; the next opening scans as far as this one did. But a new log leaves a trace: see `holds_log`.
+            with suppress(DiskFull) if self._segments else nullcontext():
                 self.checkpoint()
         except BaseException as error:
             self._failure = StorageError(f"opening failed: {error}")
@@ -235,7 +236,8 @@ class Log(ReadableLog):
         self.flushed_end_offset = max(self.flushed_end_offset, opened[-1][0].base_offset)
 
     def _undo(self, opened: list[tuple[Segment, AppendHandle]], cause: StorageError) -> None:
-        """Brings the files back to what they were before the append: nothing of it was published."""
+        """Brings the files back to what they were before the append: nothing of it was published. Raises StorageError
+        where that fails: a part of it may be there when the log is opened again."""
         if not isinstance(cause, DiskFull):
             self._failure = cause
         try:
@@ -249,6 +251,7 @@ class Log(ReadableLog):
                 self._handle.sync()
         except StorageError as error:
             self._failure = self._failure or error
+            raise StorageError(f"{error}; before that: {cause}") from error
 
     def flush(self) -> int:
         """Syncs what is not on the disk yet. Returns the end offset up to which everything is."""

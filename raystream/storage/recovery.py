@@ -8,6 +8,7 @@ Otherwise it is a *torn tail*, which nobody was told about, and is cut.
 
 from __future__ import annotations
 
+import posixpath
 from dataclasses import dataclass
 from typing import Final
 
@@ -66,6 +67,13 @@ def segment_in_name(name: str) -> SegmentName | None:
     if base_offset is None or (dash and not (len(generation) == 6 and generation.isascii() and generation.isdigit())):
         return None
     return SegmentName(base_offset, int(generation or 0))
+
+
+def holds_log(files: Files, directory: str) -> bool:
+    """Whether anything of a log is there, which it is from its first opening on."""
+    parent, name = posixpath.split(directory)
+    there = name in files.directories(parent)
+    return there and any(n == CHECKPOINT_NAME or segment_in_name(n) is not None for n in files.listdir(directory))
 
 
 class Recovery:

@@ -16,10 +16,10 @@ from io import BytesIO
 from typing import Final, NamedTuple
 
 from raystream import batch as b
+from raystream.config import MIN_FREE_BYTES
 from raystream.errors import CorruptBatch, CorruptLog, DiskFull, StorageError
 from raystream.storage.files import TEMPORARY_SUFFIX, Files
 from raystream.storage.log import Log
-from raystream.storage.room import MIN_FREE_BYTES
 from raystream.storage.scrubbing import Damage
 from raystream.storage.segment import Segment
 

@@ -8,7 +8,6 @@ from raystream.config import MIB
 from raystream.errors import DiskFull
 from raystream.storage.files import Files
 
-MIN_FREE_BYTES: Final = 64 * MIB
 _CHECK_BYTES: Final = 4 * MIB
 
 

@@ -33,6 +33,7 @@ class FakeBroker:
     fenced: bool = False
     draining: bool = False
     rack: str = ""
+    free_bytes: int = 1 << 30
 
 
 class FakeBrokers:
@@ -57,7 +58,7 @@ class FakeBrokers:
                 node_id=node_id,
                 node=f"host-{broker.broker_id}",
                 data_dir="/data",
-                free_bytes=1 << 30,
+                free_bytes=-1 if broker.fenced else broker.free_bytes,
                 pid=1,
                 controller=broker.broker_id == first,
                 replicas=held[broker.broker_id],

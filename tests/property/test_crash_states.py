@@ -319,6 +319,29 @@ def test_a_full_disk_refuses_appends_and_goes_on_when_there_is_room() -> None:
     assert [value for _, value in read_all(log)] == [b"a", b"a", b"a", b"c"]
 
 
+def test_a_full_disk_where_the_append_cannot_be_undone_either_is_not_called_a_refusal() -> None:
+    """DiskFull says that nothing was written: a log that could not cut what was takes no more, and says otherwise."""
+    undone = 0
+    for nth in range(1, 12):
+        files = MemoryFiles()
+        log = open_log(files, segment_bytes=4_000)
+        append(log, message([b"a"]))
+        commit(log)
+        files.capacity_bytes -= files.free_bytes(DIRECTORY) - 2_100
+        files.fail_at(nth, errno.EIO)
+        with pytest.raises(StorageError) as error:
+            append(log, *[message([b"b"]) for _ in range(4)])
+        files.capacity_bytes = 1 << 50
+        files.fail_at(1 << 50, errno.EIO)
+        if isinstance(error.value, DiskFull):
+            append(log, message([b"c"]))
+        else:
+            undone += "the disk is full" in str(error.value)
+            with pytest.raises(StorageError, match="takes no more writes"):
+                append(log, message([b"c"]))
+    assert undone
+
+
 def test_an_append_that_failed_half_way_does_not_come_back_after_a_crash() -> None:
     """Its first batches were whole on the disk already, in the segment before the one that found no room."""
     for nth in range(1, 8):

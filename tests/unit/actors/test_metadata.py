@@ -95,7 +95,7 @@ def test_the_coordinator_is_the_one_beside_the_leader_of_the_groups_log(metadata
     brokers = metadata.brokers(1, {2: 7})
     assert [each.coordinator for each in brokers] == ["", "", "coordinator 2"]
     assert [each.controller for each in brokers] == [False, True, False]
-    assert [each.free_bytes for each in brokers] == [0, 0, 7]
+    assert [each.free_bytes for each in brokers] == [-1, -1, 7]
 
 
 def test_waiting_for_a_version_ends_with_it(metadata: Metadata) -> None:

@@ -114,7 +114,9 @@ class House:
         if self.silent:
             return self.metadata.version + 1
         for each in served:
-            self.commit(ReplicaRecord(each.topic_id, each.partition, OWN, each.actor, each.error))
+            known = self.metadata.was_opened((each.topic_id, each.partition), OWN)
+            opened = known or bool(each.actor)
+            self.commit(ReplicaRecord(each.topic_id, each.partition, OWN, each.actor, each.error, opened))
         if lost:
             self.commit(replace(PARTITION, leader=2, leader_epoch=7, partition_epoch=7))
         return self.metadata.version
@@ -223,6 +225,35 @@ def test_a_corrupt_replica_that_others_can_replace_begins_anew_in_a_new_life(hou
     assert house.hosts.opened[-1].broker_incarnation == 2
     (kept,) = (house.slot / QUARANTINE).iterdir()
     assert (kept / "log").read_text() == "damaged"
+
+
+def test_what_was_opened_before_must_be_there_the_next_time(house: House) -> None:
+    house.start(PARTITION)
+    assert house.reconciler.wait_until_settled(10)
+    house.reconciler.actor_lost("actor 1")
+    until(lambda: len(house.hosts.opened) == 2)
+    assert [spec.opened for spec in house.hosts.opened] == [False, True]
+    assert not any(spec.opened for spec in house.hosts.updated)
+
+
+def test_a_replica_that_is_gone_is_looked_for_again(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconciling, "OPEN_AGAIN_S", 0.05)
+    monkeypatch.setattr(reconciling, "IDLE_S", 0.05)
+    house.hosts.errors = [f"{m.LOST_LOG}the directory is gone"] * 2
+    house.start(replace(PARTITION, replicas=(OWN,), isr=(OWN,)), ReplicaRecord(TOPIC_ID, 0, OWN, "", "", True))
+    until(lambda: house.metadata.served_by(KEY, OWN).actor)  # type: ignore[union-attr]
+    assert [spec.opened for spec in house.hosts.opened] == [True, True, True] and house.lives == 1
+
+
+def test_a_replica_that_is_gone_and_counts_no_more_begins_anew_in_a_new_life(house: House) -> None:
+    house.hosts.errors = [f"{m.LOST_LOG}the directory is gone"]
+    house.start(PARTITION, ReplicaRecord(TOPIC_ID, 0, OWN, "", "", True))
+    until(lambda: house.reports)
+    assert house.reports[-1][0][0].error.startswith(m.LOST_LOG)
+    house.commit(replace(PARTITION, isr=(2,), leader=2, leader_epoch=1, partition_epoch=1))
+    until(lambda: len(house.hosts.opened) == 2)
+    assert house.lives == 2
+    assert not house.hosts.opened[-1].opened and house.hosts.opened[-1].broker_incarnation == 2
 
 
 def test_only_a_corrupt_replica_is_kept_as_it_is(house: House) -> None:

@@ -16,14 +16,14 @@ from raystream.actors.leading import Append
 from raystream.actors.replica import Replica
 from raystream.actors.writer import Ticket
 from raystream.clock import ManualClock
-from raystream.errors import DiskFull, OutOfOrderSequence, StorageError
+from raystream.errors import DiskFull, LogLost, OutOfOrderSequence, StorageError
 from raystream.schema import RAW_SCHEMA
 from raystream.storage.memory_files import MemoryFiles
 from tests.fakes.logs import DIRECTORY, TOPIC_ID, message, open_log, read_all
 from tests.fakes.replicas import Deaf
 
 
-def opened(files: MemoryFiles, clock: ManualClock | None = None, **config: Any) -> Replica:
+def opened(files: MemoryFiles, clock: ManualClock | None = None, *, before: bool = False, **config: Any) -> Replica:
     spec = m.ReplicaSpec(
         topic="t",
         topic_id=TOPIC_ID,
@@ -33,6 +33,7 @@ def opened(files: MemoryFiles, clock: ManualClock | None = None, **config: Any) 
         incarnation=1,
         config=config,
         schemas=(RAW_SCHEMA.serialize().to_pybytes(),),
+        opened=before,
     )
     replica = Replica(spec, files, clock or ManualClock(), Deaf())
     replica.open()
@@ -142,3 +143,28 @@ def test_a_waiting_reader_wakes_when_the_record_is_published_not_before() -> Non
     replica.commit()
     reader.join(5)
     assert got[0].high_watermark == 1 and len(got[0].chunks) == 1
+
+
+def test_a_replica_that_was_served_before_does_not_begin_empty() -> None:
+    files = MemoryFiles()
+    with pytest.raises(LogLost, match=f"{DIRECTORY} is gone or empty.*put it back.*--unclean"):
+        opened(files, before=True)
+    assert DIRECTORY not in files.directories("data"), "what is put back must find its place free"
+    files.makedirs(DIRECTORY)
+    with pytest.raises(LogLost):
+        opened(files, before=True)
+
+
+def test_a_replica_without_records_is_found_again_after_a_crash() -> None:
+    for seed in range(10):
+        files = MemoryFiles()
+        opened(files)
+        files.crash(random.Random(seed))
+        assert opened(files, before=True).high_watermark == 0
+
+
+def test_a_new_replica_that_cannot_leave_a_trace_is_not_served() -> None:
+    files = MemoryFiles()
+    files.capacity_bytes = 0
+    with pytest.raises(DiskFull):
+        opened(files)

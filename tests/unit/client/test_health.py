@@ -11,6 +11,7 @@ import pytest
 from raystream import messages as m
 from raystream.client.health import health, min_insync_replicas
 from raystream.cluster import Cluster
+from raystream.config import MIN_FREE_BYTES
 from tests.fakes.cluster import FakeCluster
 from tests.fakes.connection import connected
 
@@ -39,6 +40,22 @@ def test_a_drained_broker_is_in_order(fake: FakeCluster, cluster: Cluster) -> No
     cluster.alter_topic("t", replication_factor=2)
     cluster.drain_broker(2)
     assert cluster.health().ok
+
+
+def test_a_disk_at_its_reserve_is_named(fake: FakeCluster, cluster: Cluster) -> None:
+    fake.brokers[1].free_bytes = MIN_FREE_BYTES - 1
+    found = cluster.health()
+    assert not found.ok
+    (problem,) = found.problems
+    assert problem.startswith("broker 1 (host-1): the disk of /data has 64.0 MiB free") and "refused" in problem
+    fake.brokers[1].free_bytes = 2 * MIN_FREE_BYTES
+    assert cluster.health().ok
+
+
+def test_what_a_silent_brokers_disk_has_is_not_known(fake: FakeCluster, cluster: Cluster) -> None:
+    fake.fence(2)
+    assert [broker.free_bytes for broker in cluster.brokers()] == [1 << 30, 1 << 30, None]
+    assert not any("free" in problem for problem in cluster.health().problems)
 
 
 def test_fewer_replicas_in_sync(fake: FakeCluster, cluster: Cluster) -> None:

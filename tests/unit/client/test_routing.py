@@ -12,7 +12,7 @@ from raystream import messages as m
 from raystream.client import routing as routing_module
 from raystream.client.routing import Leader, Routing
 from raystream.clock import SystemClock
-from raystream.errors import RequestTimeout, Unavailable
+from raystream.errors import NotEnoughBrokers, RequestTimeout, Unavailable
 
 TOPIC = m.TopicMetadata(
     topic_id="a" * 32,
@@ -129,3 +129,19 @@ def test_an_actor_that_is_not_there_is_not_looked_for_until_the_metadata_is_old(
     controller = Controller()
     routing = Routing(Directory(), SystemClock())  # type: ignore[arg-type]
     assert asyncio.run(routing.call_partition("t", 0, call, timeout_ms=10_000)) == "successor"
+
+
+def test_what_only_the_caller_can_decide_is_not_tried_again() -> None:
+    tries = []
+
+    async def attempt(_: float) -> None:
+        tries.append(1)
+        raise NotEnoughBrokers("2 of 3 brokers can take one now")
+
+    async def ask() -> None:
+        routing = routing_to(Broker())
+        await routing.retrying(attempt, timeout_ms=60_000, what="the controller", moved=lambda: None)
+
+    with pytest.raises(NotEnoughBrokers):
+        asyncio.run(ask())
+    assert len(tries) == 1

@@ -16,6 +16,7 @@ from raystream.errors import (
     InvalidArgument,
     InvalidConfig,
     InvalidTopicName,
+    NotEnoughBrokers,
     PartitionNotFound,
     RaystreamError,
     TopicExists,
@@ -97,7 +98,7 @@ def test_partitions_grow_only_and_settings_go_back_to_their_default() -> None:
     assert house.image.topic("t").config["flush"] == "fsync"
     with pytest.raises(InvalidArgument, match="not shrink"):
         house.controller.alter_topic(AlterTopicRequest(name="t", partitions=3))
-    with pytest.raises(TopicNotFound, match="create_topic"):
+    with pytest.raises(TopicNotFound, match="there is no topic 'u'"):
         house.controller.alter_topic(AlterTopicRequest(name="u", partitions=3))
 
 
@@ -148,9 +149,24 @@ def test_partitions_are_added_only_where_their_replicas_have_a_place() -> None:
     house = House(2)
     house.create("t", replication_factor=2)
     house.fence(1)
-    with pytest.raises(Unavailable, match="2 replicas"):
+    with pytest.raises(NotEnoughBrokers, match=r"2 replicas: 1 of 2 brokers .* \(not heard: 1\): try again"):
         house.alter("t", partitions=2)
     assert house.controller.alter_topic(AlterTopicRequest(name="t", partitions=1)) == []
+
+
+def test_a_factor_that_only_living_brokers_lack_for_can_be_asked_for_again() -> None:
+    house = House(3)
+    house.fence(1)
+    with pytest.raises(NotEnoughBrokers, match=r"=3: 2 of 3 brokers .* \(not heard: 1\): try again") as error:
+        house.create("t", replication_factor=3)
+    assert error.value.retriable and "t" not in house.image.topics
+    house.create("u", replication_factor=2)
+    with pytest.raises(NotEnoughBrokers, match="=3"):
+        house.alter("u", replication_factor=3)
+    with pytest.raises(InvalidArgument, match="this cluster has 3 brokers"):
+        house.create("t", replication_factor=4)
+    house.hear(1)
+    house.create("t", replication_factor=3)
 
 
 def test_nothing_is_created_while_no_broker_is_there() -> None:
@@ -232,7 +248,7 @@ def test_a_factor_over_the_brokers_is_refused_when_it_is_altered_too() -> None:
             house.alter(replication_factor=wanted)
     house.fence(*set(range(3)) - {house.partition().leader})
     house.alter(replication_factor=1)
-    with pytest.raises(InvalidArgument, match="only 1 is possible"):
+    with pytest.raises(NotEnoughBrokers, match=r"=2: 1 of 3 brokers"):
         house.alter(replication_factor=2)
 
 

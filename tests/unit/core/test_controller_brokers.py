@@ -10,7 +10,7 @@ import pytest
 from raystream import messages as m
 from raystream.core.controller import Controller, was_removed
 from raystream.core.elections import NO_LEADER
-from raystream.core.metadata import MetadataImage
+from raystream.core.metadata import MetadataImage, ReplicaRecord
 from raystream.errors import (
     Fenced,
     InvalidArgument,
@@ -20,7 +20,7 @@ from raystream.errors import (
     TopicNotFound,
     Unavailable,
 )
-from raystream.messages import CORRUPT_LOG
+from raystream.messages import CORRUPT_LOG, LOST_LOG, ElectLeadersRequest
 from tests.unit.core.controller_house import CLUSTER, TOPIC_ID, House
 
 KEY = (TOPIC_ID, 0)
@@ -218,7 +218,7 @@ def test_another_in_sync_leads_what_a_lost_actor_led() -> None:
     after = house.partition()
     assert (after.leader, after.isr, after.leader_epoch) == (1, (0, 1, 2), before.leader_epoch + 1)
     assert (after.incarnation, after.partition_epoch) == (before.incarnation + 1, before.partition_epoch + 1)
-    assert house.image.replica(*KEY, 0) is None
+    assert not house.image.replica(*KEY, 0).actor  # type: ignore[union-attr]
     assert house.controller.upkeep() == [], "it gets the lead back once it is open"
     house.serve()
     house.keep_up()
@@ -242,7 +242,7 @@ def test_a_lost_follower_stays_in_sync() -> None:
     before = house.partition()
     house.change(2, lost=(KEY,))
     assert house.partition() == before
-    assert house.image.replica(*KEY, 2) is None
+    assert not house.image.replica(*KEY, 2).actor  # type: ignore[union-attr]
 
 
 def test_a_corrupt_replica_is_neither_in_sync_nor_eligible() -> None:
@@ -259,6 +259,58 @@ def test_the_only_replica_is_kept_although_it_is_corrupt() -> None:
     house.serve()
     house.change(0, served=((*KEY, "", f"{CORRUPT_LOG}a file is missing"),))
     assert house.image.partition(*KEY).isr == (0,)
+
+
+def test_that_a_replica_was_opened_outlives_its_actor() -> None:
+    house = three_replicas()
+    assert house.image.replica(*KEY, 2) == ReplicaRecord(*KEY, 2, "actor-2", opened=True)
+    house.change(2, lost=(KEY,))
+    assert house.image.replica(*KEY, 2) == ReplicaRecord(*KEY, 2, "", opened=True)
+    house.change(2, served=((*KEY, "", "the disk is away"),))
+    assert house.image.replica(*KEY, 2) == ReplicaRecord(*KEY, 2, "", "the disk is away", opened=True)
+
+
+def test_one_that_could_never_be_opened_is_not_missed() -> None:
+    house = House(1)
+    house.create("t")
+    house.change(0, served=((*KEY, "", "the disk is full"),))
+    assert not house.image.replica(*KEY, 0).opened  # type: ignore[union-attr]
+
+
+def test_a_leader_whose_files_are_gone_is_not_in_sync_where_others_are() -> None:
+    house = three_replicas()
+    house.change(0, lost=(KEY,))
+    house.change(0, served=((*KEY, "", f"{LOST_LOG}the directory is gone"),))
+    record = house.partition()
+    assert record.leader in (1, 2) and 0 not in (*record.isr, *record.elr)
+
+
+def test_the_only_replica_begins_empty_once_an_administrator_lets_go_of_what_it_held() -> None:
+    house = House(1)
+    house.create("t")
+    house.serve()
+    house.change(0, lost=(KEY,))
+    house.change(0, served=((*KEY, "", f"{LOST_LOG}the directory is gone"),))
+    before = house.partition()
+    house.commit(house.controller.elect_leaders(ElectLeadersRequest()))
+    assert house.image.replica(*KEY, 0).opened  # type: ignore[union-attr]
+    house.commit(house.controller.elect_leaders(ElectLeadersRequest(unclean=True)))
+    assert not house.image.replica(*KEY, 0).opened  # type: ignore[union-attr]
+    after = house.partition()
+    assert (after.leader, after.isr) == (0, (0,)) and after.leader_epoch == before.leader_epoch + 1
+
+
+def test_another_replica_leads_uncleanly_before_one_begins_empty() -> None:
+    house = House(3)
+    house.create("t", config={"min_insync_replicas": 1})
+    house.serve()
+    house.set_isr(house.partition(), 0)
+    house.change(0, served=((*KEY, "", f"{LOST_LOG}the directory is gone"),))
+    assert house.partition().leader == 0
+    house.commit(house.controller.elect_leaders(ElectLeadersRequest(topic="t", unclean=True)))
+    record = house.partition()
+    assert record.leader in (1, 2) and 0 not in (*record.isr, *record.elr)
+    assert house.image.replica(*KEY, 0).opened  # type: ignore[union-attr]
 
 
 def test_the_lead_goes_away_from_a_replica_that_cannot_be_opened() -> None:
