@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 import raystream as rs
-from benchmarks.harness import Table, arguments, keep, machine, measure
+from benchmarks.harness import Case, Table, arguments, keep, machine, measure
 from raystream import batch as b
 from raystream import bench
 from raystream.client.producer import Producer
@@ -32,6 +32,7 @@ VALUE = os.urandom(bench.RECORD_BYTES)
 LARGE = os.urandom(1_000)
 TITLE = f"sends of {bench.RECORD_BYTES}-byte records, 4 partitions"
 FLUSHED = f"plain, flushed every {OF:,}"
+TOPIC = "sends"
 _ids = itertools.count()
 
 
@@ -123,8 +124,8 @@ def against_plain(cluster: rs.Cluster, records: int, runs: int) -> Table:
         TITLE,
         "records/s",
         {
-            "plain": fresh(cluster, lambda topic: throughput(cluster, topic, lambda: plain(cluster), records)),
-            "idempotent": fresh(cluster, lambda topic: throughput(cluster, topic, cluster.producer, records)),
+            "plain": lambda: throughput(cluster, TOPIC, lambda: plain(cluster), records),
+            "idempotent": lambda: throughput(cluster, TOPIC, cluster.producer, records),
         },
         runs=runs,
     )
@@ -135,27 +136,30 @@ def against_plain(cluster: rs.Cluster, records: int, runs: int) -> Table:
 def by_thousands(cluster: rs.Cluster, records: int, runs: int) -> Table:
     """Transactions, and what stands beside them: plain sends, also where every thousand is waited for."""
 
-    def plainly(topic: str, some: int = records, **how: Any) -> float:
-        return throughput(cluster, topic, lambda: plain(cluster), some, **how)
+    def plainly(some: int = records, **how: Any) -> float:
+        return throughput(cluster, TOPIC, lambda: plain(cluster), some, **how)
+
+    def in_them(some: int = records, **how: Any) -> float:
+        return in_transactions(cluster, TOPIC, some, **how)
 
     def several(work: Callable[[int], float]) -> float:
         return together([lambda: work(records // PRODUCERS) for _ in range(PRODUCERS)])
 
     many = f", {PRODUCERS} producers"
     large = ", 1 KB records"
-    cases: dict[str, Callable[[str], float]] = {
+    cases: dict[str, Case] = {
         "plain": plainly,
-        "transactions": lambda topic: in_transactions(cluster, topic, records),
-        FLUSHED: lambda topic: plainly(topic, flush_each=OF),
-        f"plain{many}": lambda topic: several(lambda some: plainly(topic, some)),
-        f"transactions{many}": lambda topic: several(lambda some: in_transactions(cluster, topic, some)),
-        f"plain{large}": lambda topic: plainly(topic, records // 4, value=LARGE),
-        f"transactions{large}": lambda topic: in_transactions(cluster, topic, records // 4, value=LARGE),
+        "transactions": in_them,
+        FLUSHED: lambda: plainly(flush_each=OF),
+        f"plain{many}": lambda: several(plainly),
+        f"transactions{many}": lambda: several(in_them),
+        f"plain{large}": lambda: plainly(records // 4, value=LARGE),
+        f"transactions{large}": lambda: in_them(records // 4, value=LARGE),
     }
     table = measure(
         f"{TITLE}, and in transactions of {OF:,}",
         "records/s",
-        {name: fresh(cluster, work) for name, work in cases.items()},
+        cases,
         runs=runs,
     )
     ratios = {f"transactions{which}": f"plain{which}" for which in ("", many, large)}
@@ -167,15 +171,15 @@ def by_thousands(cluster: rs.Cluster, records: int, runs: int) -> Table:
 def latencies(cluster: rs.Cluster, runs: int) -> Table:
     """How long commits take, in round trips."""
     call = "empty actor call, round trip"
-    cases: dict[str, Callable[[str], float]] = {
-        "commit of an empty transaction": lambda topic: commits(cluster, topic, records=0, whole=False),
-        "commit of one record": lambda topic: commits(cluster, topic, records=1, whole=False),
-        "begin, send one record, commit": lambda topic: commits(cluster, topic, records=1, whole=True),
+    cases: dict[str, Case] = {
+        "commit of an empty transaction": lambda: commits(cluster, TOPIC, records=0, whole=False),
+        "commit of one record": lambda: commits(cluster, TOPIC, records=1, whole=False),
+        "begin, send one record, commit": lambda: commits(cluster, TOPIC, records=1, whole=True),
     }
     table = measure(
         "commits, p50",
         "ms",
-        {call: bench.empty_call, **{name: fresh(cluster, work) for name, work in cases.items()}},
+        {call: bench.empty_call, **cases},
         runs=runs,
         better="lower",
     )
@@ -183,20 +187,17 @@ def latencies(cluster: rs.Cluster, runs: int) -> Table:
     return table
 
 
-def fresh(cluster: rs.Cluster, work: Callable[[str], float]) -> Callable[[], float]:
-    """A case on a topic of its own."""
-
-    def case() -> float:
-        with bench.fresh_topic(cluster) as topic:
-            return work(topic)
-
-    return case
+def begin(cluster: rs.Cluster) -> None:
+    """One topic for all cases: actors that start for another would take part in what is measured."""
+    cluster.create_topic(TOPIC, partitions=bench.PARTITIONS)
+    time.sleep(5)
 
 
 def main() -> None:
     args = arguments(__doc__, records=500_000)
     print(machine())
     with tempfile.TemporaryDirectory(dir=args.data_dir) as root, rs.connect(data_dir=root) as cluster:
+        begin(cluster)
         tables = (
             latencies(cluster, args.runs),
             against_plain(cluster, args.records, args.runs),

@@ -236,7 +236,7 @@ def run(nodes: Nodes, source: pd.DataFrame, seconds: float, seed: int) -> list[s
         "time": flights.TIME,
     }
     for topic, columns in ((SOURCE, schema), (SINK, sink_schema(schema))):
-        cluster.create_topic(topic, schema=columns, replication_factor=3, **keyed)
+        cluster.create_topic(topic, schema=columns, **keyed)
         nodes.wait_for_isr(topic, 3)
     workers, reader = Workers(cluster, WORKERS), Reader(cluster)
     nodes.wait_for_isr(GROUPS_LOG, 3)

@@ -26,7 +26,7 @@ LOOK_MS: Final = 5_000.0
 BREATH_SHARE: Final = 0.25
 """So much of the time that a piece of work took is waited before the next, or more, so that it comes to no more than
 MAX_BYTES_PER_S."""
-MAX_BYTES_PER_S: Final = 500_000_000
+MAX_BYTES_PER_S: Final = 700_000_000
 """Read, written and removed, all counted. A log is read two times, and a third time where something of it stays."""
 
 

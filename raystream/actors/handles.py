@@ -330,7 +330,8 @@ class RayDirectory:
 
         threading.Thread(target=run, name="raystream-find", daemon=True).start()
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(found), FIND_TIMEOUT_S)
+            async with asyncio.timeout(FIND_TIMEOUT_S):
+                return await asyncio.wrap_future(found)
         except TimeoutError:
             raise Unavailable(f"Ray did not look up {what} within {FIND_TIMEOUT_S:.0f} s") from None
 

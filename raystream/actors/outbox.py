@@ -128,6 +128,7 @@ class RayOutbox:
     async def _find(self, actor: str) -> Any:
         # Ray looks names up without a deadline
         try:
-            return await asyncio.wait_for(asyncio.to_thread(find_actor, actor, self._namespace), FIND_TIMEOUT_S)
+            async with asyncio.timeout(FIND_TIMEOUT_S):
+                return await asyncio.to_thread(find_actor, actor, self._namespace)
         except TimeoutError:
             raise RequestTimeout(f"Ray did not look up the actor {actor!r} within {FIND_TIMEOUT_S:.0f} s") from None

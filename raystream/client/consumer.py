@@ -176,7 +176,8 @@ class Consumer:
 
         self._buffer.when_ready(wake)
         try:
-            await asyncio.wait_for(woken.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await woken.wait()
         except TimeoutError:
             return True
         finally:

@@ -116,8 +116,11 @@ class Membership:
                 await asyncio.sleep(MAX_BACKOFF_MS / 1000)
                 continue
             self._apply(reply)
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._kick.wait(), self._pause_ms(idle=not reply.assigned) / 1000)
+            with contextlib.suppress(TimeoutError):
+                # not wait_for: where the event comes with the cancellation it forgets that (Python 3.11), and a member
+                # that has left would join again
+                async with asyncio.timeout(self._pause_ms(idle=not reply.assigned) / 1000):
+                    await self._kick.wait()
             self._kick.clear()
 
     def _pause_ms(self, *, idle: bool) -> float:

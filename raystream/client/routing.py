@@ -102,7 +102,8 @@ class Routing:
                 self._refreshing[name] = refresh
                 refresh.add_done_callback(lambda _: self._refreshing.pop(name, None))
             try:
-                return await asyncio.wait_for(asyncio.shield(refresh), left_ms / 1000)
+                async with asyncio.timeout(left_ms / 1000):
+                    return await asyncio.shield(refresh)
             except TimeoutError as error:  # who began to ask may have had less time than we have
                 left_ms = deadline - self._clock.monotonic_ms()
                 if left_ms < 1:  # timers are not as fine as clocks

@@ -225,8 +225,9 @@ class Session:
         """At the end of each batch, where it is to be so, and regularly. One commit at a time."""
         pause_s = self._config.auto_commit_interval_ms / 1000
         while True:
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._finished.wait(), pause_s)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._finished.wait()
             self._finished.clear()
             try:
                 await self.commit_processed(self._config.request_timeout_ms)

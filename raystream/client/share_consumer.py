@@ -219,7 +219,8 @@ class ShareConsumer:
 
         self._ledger.when_ready(wake)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(woken.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await woken.wait()
         if self._ledger.stopping:
             self._ledger.clear_stop()
             return False

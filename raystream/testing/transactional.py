@@ -138,7 +138,7 @@ class _Lives:
                     self._left = producer
                 else:
                     producer.close()
-            self._ended()
+                self._ended()
             if producer.fenced:
                 break
         if self._left is not None:

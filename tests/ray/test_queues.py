@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -104,3 +105,20 @@ def test_what_cannot_be_handled_comes_to_the_dead_letter_topic(
     headers = dict(letter.headers)
     assert (letter.value, headers["raystream.dead_letter.reason"]) == (b"bad", b"deliveries")
     assert headers["raystream.dead_letter.deliveries"] == b"2"
+
+
+def test_workers_of_a_queue_run_as_ray_tasks(cluster: rs.Cluster, topic_name: Callable[[], str]) -> None:
+    """Two on one partition, of a pattern."""
+    topic = cluster.create_topic(topic_name(), partitions=1).name
+    with cluster.producer() as producer:
+        producer.send_many(topic, [str(number) for number in range(40)])
+    share = f"tasks-of-{topic}"
+    job = cluster.run_consumers(re.compile(topic), share=share, each_record=repr, workers=2, start="earliest")
+    try:
+        _until(lambda: share in {group.name for group in cluster.groups()})  # workers have a process, and join then
+        _until(lambda: [part.accepted for part in cluster.describe_group(share).share_list] == [40])
+        _until(lambda: cluster.describe_group(share).members == 2)
+        assert job.group == share
+    finally:
+        job.stop()
+    assert [worker.state for worker in job.status()] == ["finished"] * 2

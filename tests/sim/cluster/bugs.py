@@ -15,16 +15,18 @@ from typing import Any, Final
 from unittest import mock
 
 from raystream import messages as m
+from raystream.actors import coordinator as coordinating
 from raystream.actors.leading import Leading
 from raystream.actors.membership import Membership
 from raystream.actors.offsets_log import OffsetsLog
 from raystream.actors.raft_disk import RaftDisk
 from raystream.client.buffer import Buffer
-from raystream.core import membership, offsets, quorum
+from raystream.core import membership, offset_expiry, offsets, quorum
 from raystream.core import raft_leader as raft_leader_module
 from raystream.core.elections import Elections
 from raystream.core.leader import Leader
 from raystream.core.raft_election import Election
+from raystream.core.records import removed
 from raystream.storage.log import Log
 from raystream.storage.producer_state import Duplicate, Fresh, ProducerState
 from tests.sim.cluster.run import run
@@ -146,6 +148,11 @@ _changed = Elections._changed
 _reconciled, _positions = membership._reconciled, offsets.positions
 _send_heartbeat, _write, _commit = Membership._send_heartbeat, RaftDisk.write, offsets.commit
 
+
+def _expired_whoever_reads(groups: Any, wall_ms: int) -> Any:
+    return tuple(removed(position) for group in groups for position in group.offsets.values())
+
+
 BUGS: Final[Mapping[str, Bug]] = {
     "acks=all is answered before the isr has it": replaced(
         Leading, "_settle", _answered_once_flushed, focus=DEATHS, at=3
@@ -183,6 +190,9 @@ BUGS: Final[Mapping[str, Bug]] = {
     ),
     "a partition is given before it is let go": replaced(membership, "_reconciled", _given_before_it_is_let_go, at=3),
     "a member begins ahead of its group": replaced(offsets, "positions", _ahead_of_the_group, at=1),
+    "positions expire while a group reads on": replaced(
+        offset_expiry, "expired", _expired_whoever_reads, (coordinating, "EXPIRY_LOOK_EVERY_MS", 2_000)
+    ),
     "a commit is answered and another one written": replaced(offsets, "commit", _positions_may_go_back, at=2),
 }
 """By what is wrong."""

@@ -6,7 +6,7 @@ outside.
     stale       who serves a partition's reads shows what was committed `STALE_S` before, or more
     metadata    the brokers' metadata logs are prefixes of each other
     lease       nobody is fenced while its lease runs
-    positions   a group's position does not move back
+    positions   a group's position does not move back, nor go while the group has members
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from raystream.batch import walk
 from raystream.core.group_records import OffsetRecord
 from raystream.core.groups import Groups
 from raystream.core.metadata import BrokerRecord
+from raystream.core.records import Removed
 from raystream.errors import RaystreamError
 from tests.sim.world import require
 
@@ -76,6 +77,7 @@ class Checks:
 
         def replay_and_check(groups: Groups, record: Any, now_ms: float) -> None:
             before = _position(groups, record)
+            checks._require(not _forgets(groups, record), f"positions: {record} goes, and its group has members")
             replay(groups, record, now_ms)
             checks._require(before <= _position(groups, record), f"positions: {record} moves back, from {before}")
 
@@ -192,6 +194,14 @@ class Checks:
                 f"lease: broker {replica.spec.broker_id} serves {replica.name} up to {replica.high_watermark}, "
                 f"{STALE_S} s ago it went to {old[-1:]}",
             )
+
+
+def _forgets(groups: Groups, record: Any) -> bool:
+    """Whether a position goes of a group that is in use. Worlds delete no topics."""
+    if not isinstance(record, Removed) or record.kind != OffsetRecord.KIND:
+        return False
+    group = groups._groups.get(record.identity[0])
+    return group is not None and bool(group.members)
 
 
 def _position(groups: Groups, record: Any) -> int:

@@ -13,7 +13,6 @@ from typing import Any, Final
 from raystream.actors import replica
 from raystream.actors.leading import Leading
 from raystream.actors.offsets_log import OffsetsLog
-from raystream.client.membership import Membership
 from raystream.client.session import Session
 from raystream.client.transactional_producer import TransactionalProducer
 from raystream.core import transactions
@@ -33,9 +32,8 @@ from tests.sim.transactions_bugs import (
 )
 
 AT_MOST: Final = 15
-DEATHS: Final = ("kill_partition_actor", "kill_machine", "isolate")
+DEATHS: Final = ("kill_partition_actor", "kill_client", "pause_process")
 COORDINATORS: Final = ("kill_coordinator", "kill_partition_actor", "kill_machine")
-FENCES: Final = ("kill_coordinator", "pause_client", "pause_process", "isolate")
 
 
 def _committed_at_once(self: TransactionalProducer, consumer: Any, batch: Any = None) -> None:
@@ -56,10 +54,6 @@ async def _not_rewound(self: Session) -> None:
     pass
 
 
-def _rewound_in_part(self: Membership) -> None:
-    self._left_open.clear()
-
-
 _lead = Leading.__init__
 
 BUGS: Final[Mapping[str, Bug]] = {
@@ -72,11 +66,8 @@ BUGS: Final[Mapping[str, Bug]] = {
         TransactionalProducer, "commit_offsets", _committed_at_once, at=3
     ),
     "what was aborted is not read again": replaced(Session, "rewind", _not_rewound, at=6),
-    "what a fenced member had in hand is not read again": replaced(
-        Membership, "rewound", _rewound_in_part, focus=FENCES
-    ),
     "a successor leaves open what it finds": replaced(Transactions, "init", _left_open, at=4),
-    "a new leader forgets open transactions": replaced(Leading, "__init__", _open_ones_forgotten, focus=DEATHS, at=7),
+    "a new leader forgets open transactions": replaced(Leading, "__init__", _open_ones_forgotten, focus=DEATHS),
     "a new coordinator forgets what is decided": replaced(
         Transactions, "prepared", _not_resumed, (Transactions, "end", _noted), focus=COORDINATORS
     ),

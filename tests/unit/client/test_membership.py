@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterator
 
@@ -152,6 +153,24 @@ def test_what_a_fenced_member_had_in_hand_comes_again_after_a_rewind(
         coordinator.pinned = {member.member_id: {(batch.topic, batch.partition)}}
         again = a.poll(5)
         assert again is not None and again.offsets == batch.offsets
+
+
+@pytest.mark.parametrize("turns", range(4))
+def test_a_member_that_is_woken_as_it_leaves_has_left(cluster: FakeCluster, turns: int) -> None:
+    with cluster.consumer(group="g", heartbeat_interval_ms=60_000) as a:
+        eventually(lambda: len(a.assignment()) == 2)
+        member = a._session.membership
+        assert member is not None
+        (running,) = (task for task in a._session._tasks if task.get_coro().__name__ == "run")  # type: ignore[union-attr]
+
+        async def wake_and_cancel() -> None:
+            member._kick.set()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            running.cancel()
+
+        a._loop.run(wake_and_cancel())
+        eventually(running.done)
 
 
 def test_a_commit_waits_for_the_new_epoch(cluster: FakeCluster, coordinator: FakeCoordinator) -> None:

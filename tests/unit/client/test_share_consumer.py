@@ -414,7 +414,7 @@ def test_bad_use_is_refused_with_a_sentence(cluster: FakeCluster) -> None:
     refused: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
         ("nowhere", {}, TopicNotFound, "there is no topic 'nowhere'"),
         ([], {}, InvalidArgument, "needs a topic"),
-        (7, {}, InvalidArgument, "needs a topic"),
+        (7, {}, InvalidArgument, "topics must be a name"),
         ("t", {"dead_letter": "t"}, InvalidArgument, "come round again"),
         ("t", {"dead_letter": "typed"}, InvalidArgument, "raw one"),
         ("t", {"dead_letter": "nowhere"}, TopicNotFound, "nowhere"),
