@@ -66,8 +66,9 @@ class Workers:
         if number in self._living:
             self._past.append(self._living.pop(number)[:2])
         actor = self._kind.options(num_cpus=0, max_concurrency=3, scheduling_strategy="SPREAD").remote(number)
-        pid = ray.get(actor.pid.remote(), timeout=END_S)
-        self._living[number] = (actor, actor.run.remote(self._cluster), pid)
+        running = actor.run.remote(self._cluster)
+        pid = ray.get(actor.pid.remote(END_S), timeout=END_S)
+        self._living[number] = (actor, running, pid)
 
     def pid(self, number: int) -> int:
         return self._living[number][2]

@@ -7,6 +7,7 @@ So a flight that is lost, doubled or out of its order shows in every later row o
 from __future__ import annotations
 
 import os
+import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -94,8 +95,12 @@ class Mover:
     def __init__(self, number: int) -> None:
         self._number = number
         self._worker: PipelineWorker | None = None
+        self._opened = threading.Event()
 
-    def pid(self) -> int:
+    def pid(self, timeout_s: float) -> int:
+        """Once it has the number: who is stopped before then would take it from its successor."""
+        if not self._opened.wait(timeout_s):
+            raise TimeoutError(f"worker {self._number} did not begin within {timeout_s:.0f} s")
         return os.getpid()
 
     def run(self, cluster: rs.Cluster) -> int:
@@ -110,6 +115,7 @@ class Mover:
             producer_options=PRODUCER,
         )
         with pipeline.worker(self._number, f"mover-{self._number}") as self._worker:
+            self._opened.set()
             self._worker.run()
         return self._worker.batches
 
