@@ -12,13 +12,12 @@ from typing import Any, Final
 
 from raystream.cluster import Cluster
 from raystream.errors import RaystreamError
-from raystream.testing import checker
+from raystream.testing.operations import Operation
 from raystream.testing.queue_workers import QueueWorkload, record_dead_letters, record_settled
 from raystream.testing.workload import Workload
 from tests.sim.cluster import run as runs
 from tests.sim.cluster.clients import Clients
-from tests.sim.cluster.faults import Faults
-from tests.sim.cluster.run import FAULTS_S, SETTLE_S, TOPIC, Recorder, Run
+from tests.sim.cluster.run import TOPIC, Run
 from tests.sim.world import Outcome, Violation, main, require
 
 GROUP: Final = "workers"
@@ -61,40 +60,25 @@ class QueueClients(Clients):
 class QueueRun(Run):
     """The operator of a world with a queue."""
 
-    def main(self) -> None:
-        """The first process's work."""
-        world, rng, kernel = self.world, self._rng, self.world.kernel
-        cluster = world.connect()
-        self._wait_until_healthy()
+    clients = QueueClients
+
+    def _create_topics(self, cluster: Cluster) -> None:
+        rng = self._rng
         cluster.create_topic(TOPIC, partitions=rng.choice([1, 2, 3]), replication_factor=3)
         cluster.create_topic(DEAD_LETTERS, partitions=rng.choice([1, 2]), replication_factor=3)
-        kernel.thread(self._look)
-        clients = QueueClients(world, TOPIC, Recorder(world))
+
+    def _start(self, clients: Clients) -> None:
+        rng = self._rng
         clients.start(producers=rng.choice([1, 2]), members=rng.choice([1, 2, 3]))
         clients.start(producers=0, members=rng.choice([1, 2]))
-        faults = Faults(world, cluster, clients, TOPIC, self._focus)
-        faults.run(kernel.now_s + FAULTS_S)
-        healed_s = kernel.now_s
-        faults.heal()
-        kernel.sleep(SETTLE_S)
-        self._wait_until_healthy()
-        healed_after_s = kernel.now_s - healed_s
-        clients.stop()
-        failures = [error for error in clients.failures if not getattr(error, "retriable", False)]
-        require(not failures, f"a client has failed: {failures}")
-        self._settle_the_rest(cluster, clients.recorder)
-        self.checks.look()
-        report = checker.check(world.history)
-        require(report.ok, f"{report}")
-        self.outcome = Outcome(
-            events=kernel.events,
-            simulated_ms=kernel.now_s * 1e3,
-            done=sum(op.type == "ok" and op.kind == "settle" for op in world.history),
-            happened=faults.happened,
-            healed_after_ms=healed_after_s * 1e3,
-        )
 
-    def _settle_the_rest(self, cluster: Cluster, recorder: Any) -> None:
+    def _go_on(self) -> None:
+        """Workers in peace come later."""
+
+    def _counts(self, op: Operation) -> bool:
+        return op.kind == "settle"
+
+    def _finish(self, cluster: Cluster, recorder: Any) -> None:
         """Workers that live in peace come to the end of the queue, and everything is read."""
         rest = QueueWorkload(
             cluster,

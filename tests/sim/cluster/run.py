@@ -13,6 +13,7 @@ import contextlib
 import random
 from typing import Any, Final
 
+from raystream.cluster import Cluster
 from raystream.testing import checker
 from raystream.testing.operations import Operation
 from raystream.testing.workload import Workload
@@ -67,19 +68,13 @@ class Run:
 
     def main(self) -> None:
         """The first process's work."""
-        world, rng, kernel = self.world, self._rng, self.world.kernel
+        world, kernel = self.world, self.world.kernel
         cluster = world.connect()
         self._wait_until_healthy()
-        cluster.create_topic(
-            TOPIC,
-            partitions=rng.choice([1, 1, 2, 3]),
-            replication_factor=3,
-            config={"segment_ms": rng.choice([1_000, 4_000, 600_000])},
-        )
+        self._create_topics(cluster)
         kernel.thread(self._look)
-        clients = Clients(world, TOPIC, Recorder(world))
-        clients.start(producers=rng.choice([1, 1, 2]), members=rng.choice([1, 2]))
-        clients.start(producers=rng.choice([0, 1]), members=rng.choice([0, 1, 2]))
+        clients = self.clients(world, TOPIC, Recorder(world))
+        self._start(clients)
         faults = Faults(world, cluster, clients, TOPIC, self._focus)
         faults.run(kernel.now_s + FAULTS_S)
         healed_s = kernel.now_s
@@ -87,21 +82,54 @@ class Run:
         kernel.sleep(SETTLE_S)
         self._wait_until_healthy()
         healed_after_s = kernel.now_s - healed_s
-        kernel.sleep(rng.uniform(0.2, 1.0))
+        self._go_on()
         clients.stop()
         failures = [error for error in clients.failures if not getattr(error, "retriable", False)]
         require(not failures, f"a client has failed: {failures}")
-        Workload(cluster, TOPIC, clients.recorder, producers=0, members=0).final_read()
+        self._finish(cluster, clients.recorder)
         self.checks.look()
-        report = checker.check(world.history)
+        report = checker.check(world.history, ignore=self.ignored)
         require(report.ok, f"{report}")
         self.outcome = Outcome(
             events=kernel.events,
             simulated_ms=kernel.now_s * 1e3,
-            done=sum(op.type == "ok" and op.kind == "send" for op in world.history),
+            done=sum(op.type == "ok" and self._counts(op) for op in world.history),
             happened=faults.happened,
             healed_after_ms=healed_after_s * 1e3,
         )
+
+    # What differs from one kind of world to another -----------------------------------------------------------------
+
+    clients: type[Clients] = Clients
+    ignored: tuple[str, ...] = ()
+    """Anomalies that nothing in this kind of world forbids."""
+
+    def _create_topics(self, cluster: Cluster) -> None:
+        cluster.create_topic(
+            TOPIC,
+            partitions=self._rng.choice([1, 1, 2, 3]),
+            replication_factor=3,
+            config={"segment_ms": self._rng.choice([1_000, 4_000, 600_000])},
+        )
+
+    def _start(self, clients: Clients) -> None:
+        rng = self._rng
+        clients.start(producers=rng.choice([1, 1, 2]), members=rng.choice([1, 2]))
+        clients.start(producers=rng.choice([0, 1]), members=rng.choice([0, 1, 2]))
+
+    def _go_on(self) -> None:
+        """What clients do in peace before they are stopped."""
+        self.world.kernel.sleep(self._rng.uniform(0.2, 1.0))
+
+    def _finish(self, cluster: Cluster, recorder: Any) -> None:
+        """Whatever is left is done, and everything is read."""
+        Workload(cluster, TOPIC, recorder, producers=0, members=0).final_read()
+
+    def _counts(self, op: Operation) -> bool:
+        """Whether it is one of those of which a run says how many were done."""
+        return op.kind == "send"
+
+    # ----------------------------------------------------------------------------------------------------------------
 
     def _wait_until_healthy(self) -> None:
         end_s = self.world.kernel.now_s + HEAL_S

@@ -13,13 +13,12 @@ from typing import Any, Final
 
 from raystream.cluster import Cluster
 from raystream.errors import RaystreamError
-from raystream.testing import checker
+from raystream.testing.operations import Operation
 from raystream.testing.transactional import TransactionalWorkload, record_positions, unmoved
 from raystream.testing.workload import Workload
 from tests.sim.cluster import run as runs
 from tests.sim.cluster.clients import Clients
-from tests.sim.cluster.faults import Faults
-from tests.sim.cluster.run import FAULTS_S, SETTLE_S, TOPIC, Recorder, Run
+from tests.sim.cluster.run import TOPIC, Run
 from tests.sim.world import Outcome, Violation, main, require
 
 GROUP: Final = "movers"
@@ -28,8 +27,6 @@ TIMEOUT_MS: Final = (2_000, 5_000)
 REST_S: Final = 30.0
 """By then everything that was left open is aborted, and workers that live in peace have moved everything."""
 REST_ID: Final = 1_000
-IGNORED: Final = ("write-cycle",)
-"""Nobody orders the writes of concurrent transactions."""
 
 
 class TransactionalClients(Clients):
@@ -68,44 +65,29 @@ class TransactionalClients(Clients):
 class TransactionalRun(Run):
     """The operator of a world with a pipeline."""
 
-    def main(self) -> None:
-        """The first process's work."""
-        world, rng, kernel = self.world, self._rng, self.world.kernel
-        cluster = world.connect()
-        self._wait_until_healthy()
+    clients = TransactionalClients
+    ignored = ("write-cycle",)
+    """Nobody orders the writes of concurrent transactions."""
+
+    def _create_topics(self, cluster: Cluster) -> None:
+        rng = self._rng
         partitions = rng.choice([1, 2, 2, 3])
         for topic in (TOPIC, SINK):
             config = {"segment_ms": rng.choice([1_000, 4_000, 600_000])}
             cluster.create_topic(topic, partitions=partitions, replication_factor=3, config=config)
-        kernel.thread(self._look)
-        clients = TransactionalClients(world, TOPIC, Recorder(world))
+
+    def _start(self, clients: Clients) -> None:
+        rng = self._rng
         clients.start(producers=rng.choice([1, 2]), members=rng.choice([1, 2]))
         clients.start(producers=rng.choice([0, 1]), members=rng.choice([1, 2]))
-        faults = Faults(world, cluster, clients, TOPIC, self._focus)
-        faults.run(kernel.now_s + FAULTS_S)
-        healed_s = kernel.now_s
-        faults.heal()
-        kernel.sleep(SETTLE_S)
-        self._wait_until_healthy()
-        healed_after_s = kernel.now_s - healed_s
-        clients.stop()
-        failures = [error for error in clients.failures if not getattr(error, "retriable", False)]
-        require(not failures, f"a client has failed: {failures}")
-        self._move_the_rest(cluster, clients.recorder)
-        self.checks.look()
-        report = checker.check(world.history, ignore=IGNORED)
-        require(report.ok, f"{report}")
-        wrong = unmoved(cluster, TOPIC, SINK)
-        require(not wrong, "; ".join(wrong))
-        self.outcome = Outcome(
-            events=kernel.events,
-            simulated_ms=kernel.now_s * 1e3,
-            done=sum(op.type == "ok" and op.outcome == "commit" for op in world.history),
-            happened=faults.happened,
-            healed_after_ms=healed_after_s * 1e3,
-        )
 
-    def _move_the_rest(self, cluster: Cluster, recorder: Any) -> None:
+    def _go_on(self) -> None:
+        """Workers in peace come later."""
+
+    def _counts(self, op: Operation) -> bool:
+        return op.outcome == "commit"
+
+    def _finish(self, cluster: Cluster, recorder: Any) -> None:
         """Workers that live in peace come to the end of the topic, and everything is read."""
         rest = TransactionalWorkload(
             cluster,
@@ -132,6 +114,8 @@ class TransactionalRun(Run):
         require(not rest.failures, f"a worker has failed: {rest.failures}")
         for topic in (TOPIC, SINK):
             Workload(cluster, topic, recorder, producers=0, members=0).final_read()
+        wrong = unmoved(cluster, TOPIC, SINK)
+        require(not wrong, "; ".join(wrong))
 
 
 def _everything_has_ended(cluster: Cluster) -> bool:

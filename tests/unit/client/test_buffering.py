@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,12 +12,6 @@ from raystream.errors import BufferFull, InvalidArgument, Unavailable
 from tests.fakes.cluster import FakeCluster
 
 WAIT_S = 10
-
-
-@pytest.fixture
-def cluster() -> Iterator[FakeCluster]:
-    with FakeCluster() as fake:
-        yield fake
 
 
 def test_a_full_buffer_holds_send_up_and_then_refuses(cluster: FakeCluster) -> None:

@@ -8,7 +8,6 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -36,12 +35,6 @@ from raystream.errors import (
 from tests.fakes.cluster import FakeCluster, FakePartition, FakeTopic, Fault, lost_reply, lost_request, refused
 
 WAIT_S = 20
-
-
-@pytest.fixture
-def cluster() -> Iterator[FakeCluster]:
-    with FakeCluster() as fake:
-        yield fake
 
 
 def part(topic: FakeTopic) -> FakePartition:

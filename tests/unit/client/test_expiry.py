@@ -4,24 +4,13 @@ from __future__ import annotations
 
 import pickle
 import time
-from collections.abc import Iterator
 
 import pytest
 
 from raystream.errors import DeliveryTimeout, DiskFull, NotEnoughReplicas, NotLeader, RaystreamError
-from tests.fakes.cluster import FakeCluster, FakePartition, FakeTopic, Fault, lost_reply, lost_request, refused
+from tests.fakes.cluster import FakeCluster, Fault, lost_reply, lost_request, refused
 
 WAIT_S = 20
-
-
-@pytest.fixture
-def cluster() -> Iterator[FakeCluster]:
-    with FakeCluster() as fake:
-        yield fake
-
-
-def part(topic: FakeTopic) -> FakePartition:
-    return topic.partitions[0]
 
 
 def test_a_record_that_expires_says_whether_it_may_be_there(cluster: FakeCluster) -> None:
@@ -42,11 +31,11 @@ def test_refusals_that_wrote_nothing_leave_a_record_that_can_be_sent_again(
     cluster: FakeCluster, error: RaystreamError
 ) -> None:
     topic = cluster.create()
-    part(topic).fault = lambda _: refused(error)
+    topic.partitions[0].fault = lambda _: refused(error)
     producer = cluster.producer(delivery_timeout_ms=200, linger_ms=0)
     first = producer.send("t", b"x")
     deadline = time.monotonic() + WAIT_S
-    while not part(topic).requests and time.monotonic() < deadline:
+    while not topic.partitions[0].requests and time.monotonic() < deadline:
         time.sleep(0.001)
     late = producer.send("t", b"y")  # waits behind the first
     for sent in (first, late):
@@ -55,7 +44,7 @@ def test_refusals_that_wrote_nothing_leave_a_record_that_can_be_sent_again(
         assert "nothing of it was written" in str(failure) and str(error) in str(failure)
         assert failure.retriable and pickle.loads(pickle.dumps(failure)).retriable
     assert first.exception(0).__cause__ is error  # type: ignore[union-attr]
-    part(topic).fault = None
+    topic.partitions[0].fault = None
     assert producer.send("t", b"x").result(WAIT_S).offset == 0
     assert topic.column() == [b"x"]
 
@@ -63,8 +52,8 @@ def test_refusals_that_wrote_nothing_leave_a_record_that_can_be_sent_again(
 @pytest.mark.parametrize("error", [NotEnoughReplicas("1 replica is in sync"), DiskFull("no room")], ids=str)
 def test_a_lost_answer_before_the_refusals_leaves_it_unknown(cluster: FakeCluster, error: RaystreamError) -> None:
     topic = cluster.create()
-    part(topic).faults.append(lost_reply())
-    part(topic).fault = lambda _: refused(error)
+    topic.partitions[0].faults.append(lost_reply())
+    topic.partitions[0].fault = lambda _: refused(error)
     producer = cluster.producer(delivery_timeout_ms=200, linger_ms=0)
     failure = producer.send("t", b"x").exception(WAIT_S)
     assert isinstance(failure, DeliveryTimeout) and not failure.retriable
@@ -75,7 +64,7 @@ def test_a_lost_answer_before_the_refusals_leaves_it_unknown(cluster: FakeCluste
 def test_the_last_moments_are_not_spent_on_a_try_that_would_hardly_be_answered(cluster: FakeCluster) -> None:
     """A refusal that takes a while: a try begun just before the deadline would go unanswered."""
     topic = cluster.create()
-    part(topic).fault = lambda _: Fault(before=NotEnoughReplicas("1 replica is in sync"), delay_ms=8)
+    topic.partitions[0].fault = lambda _: Fault(before=NotEnoughReplicas("1 replica is in sync"), delay_ms=8)
     producer = cluster.producer(delivery_timeout_ms=150, linger_ms=0)
     for _ in range(5):
         failure = producer.send("t", b"x").exception(WAIT_S)

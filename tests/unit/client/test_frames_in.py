@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -27,12 +26,6 @@ from tests.fakes.cluster import FakeCluster, FakeTopic, Fault, lost_reply, refus
 
 WAIT_S = 20
 SCHEMA = pa.schema([("carrier", pa.string()), ("delay", pa.float64()), ("n", pa.int64())])
-
-
-@pytest.fixture
-def cluster() -> Iterator[FakeCluster]:
-    with FakeCluster() as fake:
-        yield fake
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import asyncio
 import pickle
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -28,12 +27,6 @@ from raystream.types import Record, RecordMetadata
 from tests.fakes.cluster import FakeCluster
 
 WAIT_S = 10
-
-
-@pytest.fixture
-def cluster() -> Iterator[FakeCluster]:
-    with FakeCluster() as fake:
-        yield fake
 
 
 def test_a_record_arrives_as_it_was_sent(cluster: FakeCluster) -> None:

@@ -4,7 +4,7 @@ refused batches and successors."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -23,12 +23,6 @@ from raystream.errors import (
 )
 from tests.fakes.cluster import FakeCluster, FakeTopic, lost_reply, lost_request, refused
 from tests.fakes.transactions import TransactionalCoordinator, committed
-
-
-@pytest.fixture
-def cluster() -> Iterator[FakeCluster]:
-    with FakeCluster() as made:
-        yield made
 
 
 @pytest.fixture

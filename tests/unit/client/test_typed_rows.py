@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -28,12 +27,6 @@ SCHEMA = pa.schema(
     ]
 )
 NOON = dt.datetime(2013, 1, 1, 12, tzinfo=dt.UTC)
-
-
-@pytest.fixture
-def cluster() -> Iterator[FakeCluster]:
-    with FakeCluster() as fake:
-        yield fake
 
 
 @pytest.fixture
