@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -130,3 +132,14 @@ def test_a_partition_is_watched_only_while_somebody_waits(
     assert len(cluster.topics["t"].partitions[0].fetches) == fetches
     cluster.append("t", [b"a"])
     assert house.acquire() == [(0, 1)]
+
+
+def test_who_has_waited_longest_wakes_first(cluster: FakeCluster) -> None:
+    waiting = House(cluster).waiting
+    woken: list[int] = []
+    with contextlib.ExitStack() as waiters:
+        for number in range(20):
+            waiter: Any = waiters.enter_context(waiting._waiter("w"))
+            waiter.set = partial(woken.append, number)
+        waiting.wake({"w"})
+    assert woken == list(range(20))
