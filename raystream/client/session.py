@@ -35,6 +35,8 @@ from raystream.types import EARLIEST, LATEST, PartitionLag, Position, Rows, Topi
 log = logging.getLogger("raystream")
 
 TOPICS_AGAIN_MS: Final = 5_000.0
+FIRST_OFFSET_MS: Final = 10_000.0
+"""So long at a time a partition is asked where to begin."""
 CLOSE_TIMEOUT_MS: Final = 5_000.0
 
 
@@ -49,10 +51,10 @@ class Start:
         """The first offsets to read. A partition that is younger than the call is read from its beginning."""
         wanted = list(partitions)
         if self.place.word != LATEST:
-            return await resolve(routing, self.place, wanted)
+            return await resolve(routing, self.place, wanted, timeout_ms=FIRST_OFFSET_MS)
         younger = [p for p in wanted if p not in self.ends]
         return {p: self.ends[p] for p in wanted if p in self.ends} | await resolve(
-            routing, Place(word=EARLIEST), younger
+            routing, Place(word=EARLIEST), younger, timeout_ms=FIRST_OFFSET_MS
         )
 
 
@@ -105,7 +107,8 @@ class Session:
             )
 
     async def begin(self) -> None:
-        """Fixes where to start, and starts. Raises TopicNotFound, PartitionNotFound, RequestTimeout."""
+        """Fixes where to start, and starts. Raises TopicNotFound, PartitionNotFound; RequestTimeout where it is to
+        start at the end and a partition does not say where that is."""
         known = await self._partitions(strict=True)
         if self._start.place.word == LATEST:
             self._start.ends = await self._latest(known)
@@ -154,9 +157,19 @@ class Session:
                 log.debug("looking for new partitions: %s", error)
 
     async def _take_alone(self, partitions: list[TopicPartition]) -> None:
-        for slot in await self.open(partitions, {}):
-            self._alone[slot.partition] = slot
-            self.admit(slot)
+        await asyncio.gather(*map(self._take_one, partitions))
+
+    async def _take_one(self, partition: TopicPartition) -> None:
+        """One that has no leader for long does not keep the others from being read: it is tried again."""
+        try:
+            (slot,) = await self.open([partition], {})
+        except RaystreamError as error:
+            if not error.retriable:
+                raise
+            log.warning("%s is not read yet: %s; trying again", partition, error)
+            return
+        self._alone[partition] = slot
+        self.admit(slot)
 
     def _drop_alone(self, gone: set[TopicPartition]) -> None:
         for partition in gone:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from raystream import messages as m
-from raystream.client import buffer, fetched, fetcher, records
+from raystream.client import buffer, fetched, fetcher, records, session
 from raystream.client.fetched import SpanGone, read_span
 from raystream.errors import (
     ActorLost,
@@ -253,6 +253,22 @@ def test_a_topic_that_is_deleted_under_who_reads_it_alone_is_an_error(cluster: F
         cluster.routing.forget("t")
         with pytest.raises(TopicNotFound, match="there is no topic 't'"):
             consumer.poll(10)
+
+
+def test_a_partition_that_nobody_leads_does_not_keep_the_others_from_being_read(
+    cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(session, "FIRST_OFFSET_MS", 100.0)
+    monkeypatch.setattr(session, "TOPICS_AGAIN_MS", 20.0)
+    cluster.create("t", 2)
+    zero = cluster.append("t", [b"zero"], 0)
+    cluster.append("t", [b"one"], 1)
+    zero.errors.extend([NotLeader("it is being elected")] * 10_000)
+    with cluster.consumer("t", start="earliest") as consumer:
+        assert next(iter(consumer)).value == b"one"
+        assert "t-0 is not read yet: partition t-0 gave no answer within 100 ms" in caplog.text
+        zero.errors.clear()
+        assert next(iter(consumer)).value == b"zero"
 
 
 def test_after_a_seek_nothing_is_said_of_what_was_read(cluster: FakeCluster) -> None:
