@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from raystream.aio import Consumer
+    from raystream.client.committing import Committing
     from raystream.client.consumer import Consumer as SyncConsumer
     from raystream.client.delivered import Batch
     from raystream.client.producer import Producer as SyncProducer
@@ -23,9 +24,9 @@ class Transactions:
         raise NotImplementedError
 
     @contextlib.asynccontextmanager
-    async def transaction(self) -> AsyncIterator[Self]:
+    async def transaction(self, *, wait: bool = True) -> AsyncIterator[Self]:
         """As `transaction` of the producer: `async with producer.transaction():`."""
-        transaction = self.sync.transaction()
+        transaction = self.sync.transaction(wait=wait)
         await self._send(transaction.__enter__)
         try:
             yield self
@@ -38,9 +39,10 @@ class Transactions:
         """As `begin_transaction` of the producer."""
         await self._send(self.sync.begin_transaction)
 
-    async def commit_transaction(self) -> None:
-        """As `commit_transaction` of the producer."""
-        await self._send(self.sync.commit_transaction)
+    async def commit_transaction(self, *, wait: bool = True) -> Committing:
+        """As `commit_transaction` of the producer; what it returns with `wait=False` can be awaited."""
+        committing: Committing = await self._send(self.sync.commit_transaction, wait=wait)
+        return committing
 
     async def abort_transaction(self) -> None:
         """As `abort_transaction` of the producer."""

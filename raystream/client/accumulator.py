@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 import pyarrow as pa
@@ -100,6 +100,8 @@ class Accumulator:
         self._opened = opened
         self._sealed = sealed
         self.no_chunk = Chunk(ledger, "", 0.0, is_loop)
+        self.transaction = 0
+        """The number of the transaction to which belongs what is added now; 0 without transactions."""
 
     def with_room(self, sink: Sink, nbytes: int) -> Chunk:
         """*lock held* The open chunk, with room for a record: the same one, or a new one. Waits for room.
@@ -124,7 +126,8 @@ class Accumulator:
             wanted = max(nbytes, min(_RESERVE_BYTES, sink.chunk_bytes - held)) - chunk.left
             if self._ledger.try_reserve(wanted):
                 if chunk is sink.no_chunk:
-                    chunk = Chunk(self._ledger, sink.name, self._clock.monotonic_ms(), self._is_loop)
+                    now_ms = self._clock.monotonic_ms()
+                    chunk = Chunk(self._ledger, sink.name, now_ms, self._is_loop, self.transaction)
                     sink.open = chunk
                     self._ledger.owe(chunk)
                     self._opened(sink, chunk)
@@ -153,6 +156,8 @@ class Accumulator:
             self._ledger.check_open()
             if sink.open is not sink.no_chunk:
                 self._seal(sink, sink.open)
+            for piece in pieces:
+                piece.transaction = self.transaction
             sink.sealed.append(pieces)
             self._sealed(sink)
 
@@ -162,6 +167,17 @@ class Accumulator:
             if sink.open is not sink.no_chunk:
                 self._seal(sink, sink.open)
                 self._sealed(sink)
+
+    def end_transaction(self, sinks: Iterable[Sink]) -> int:
+        """All that was added so far is of the transactions up to the one whose number is returned; what comes now is
+        of the next."""
+        with self._lock:
+            for sink in sinks:
+                if sink.open is not sink.no_chunk:
+                    self._seal(sink, sink.open)
+                    self._sealed(sink)
+            self.transaction += 1
+            return self.transaction - 1
 
     def take(self, sink: Sink, *, open_too: bool) -> list[Chunk | list[Piece]]:
         """*loop* What is ready, in order; with `open_too` also the chunk that is not full."""

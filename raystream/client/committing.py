@@ -11,7 +11,8 @@ from raystream.errors import RequestTimeout
 
 
 class Committing:
-    """What `consumer.commit_async()` returns: wait for it with `result()`, or `await` it. Thread-safe."""
+    """What `consumer.commit_async()` and `producer.commit_transaction(wait=False)` return: wait for it with `result()`,
+    or `await` it. Thread-safe."""
 
     def __init__(self, future: concurrent.futures.Future[None]) -> None:
         self._future = future
@@ -21,8 +22,8 @@ class Committing:
         return self._future.done()
 
     def result(self, timeout: float | None = None) -> None:
-        """Returns when the positions are durable. Raises what `commit` raises, and RequestTimeout after `timeout`
-        seconds; the commit goes on then."""
+        """Returns when what is committed is durable. Raises what waiting for the commit at once would have raised, and
+        RequestTimeout after `timeout` seconds; the commit goes on then."""
         try:
             self._future.result(timeout)
         except concurrent.futures.TimeoutError:

@@ -279,8 +279,9 @@ class Consumer:
         return self._call(self._session.offsets_for_transaction(offsets))
 
     def committed_elsewhere(self, request: m.CommitRequest) -> None:
-        """A transaction has moved these positions."""
-        self._call(self._session.committed_elsewhere(request))
+        """A transaction has moved these positions. Does not wait."""
+        with contextlib.suppress(Closed):
+            self._loop.submit(self._session.committed_elsewhere(request))
 
     def rewind(self) -> None:
         """Goes back to the group's committed positions: what was handed out since comes again, as after an abort."""

@@ -163,6 +163,7 @@ def cut_chunk(
         piece.charge = chunk.charge * piece.count // chunk.rows
         left -= piece.charge
         piece.deadline_ms = chunk.created_ms + delivery_timeout_ms
+        piece.transaction = chunk.transaction
     pieces[-1].charge += left
     by_partition: dict[int, list[Piece]] = {}
     for piece in pieces:

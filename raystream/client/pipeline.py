@@ -115,6 +115,7 @@ class Pipeline:
         "sink",
         "taken_back",
         "throttled",
+        "through",
         "trouble",
     )
 
@@ -135,6 +136,8 @@ class Pipeline:
         self.gap_unknown = False
         """Draining because of a batch that may yet arrive."""
         self.taken_back: list[Batch] = []
+        self.through = 0
+        """Records of later transactions wait."""
         self.throttled = False
         """The client has used up its quota there: nothing new is sent for a while."""
         self.acknowledged_epoch = -1
@@ -161,7 +164,7 @@ class Pipeline:
         While one is in flight, what waits grows until it is worth a large message: depth in flight costs latency, and
         sizes between the inline limit and a megabyte cost the most per byte.
         """
-        if not self.pending or self.draining or self.throttled:
+        if not self.pending or self.draining or self.throttled or self.pending[0].transaction > self.through:
             return False
         if not self.in_flight:
             return True
@@ -187,7 +190,7 @@ class Pipeline:
         limit = self.sink.frame_bytes if frames else self.sink.chunk_bytes
         pieces = [self.pending.popleft()]
         nbytes = pieces[0].nbytes
-        while self.pending and nbytes + self.pending[0].nbytes <= limit:
+        while self.pending and nbytes + self.pending[0].nbytes <= limit and self.pending[0].transaction <= self.through:
             piece = self.pending.popleft()
             nbytes += piece.nbytes
             pieces.append(piece)
@@ -254,6 +257,13 @@ class Pipeline:
         self.producer_id, self.epoch, self.sequence = producer_id, epoch, 0
         self.draining = self.gap_unknown = self.fenced = False
         self.taken_back = []
+
+    def take(self, transaction: int) -> list[Piece]:
+        """What waits of one transaction, for failing it."""
+        pieces = [piece for piece in self.pending if piece.transaction == transaction]
+        self.pending = deque(piece for piece in self.pending if piece.transaction != transaction)
+        self.pending_bytes -= sum(piece.nbytes for piece in pieces)
+        return pieces
 
     def take_all(self) -> list[Piece]:
         """Everything that waits, for failing it."""

@@ -208,7 +208,9 @@ class Producer(WithoutTransactions):
 
     def prepare(self, topic: str) -> None:
         """Looks a topic up now, so that the first `send` need not wait. Raises TopicNotFound."""
-        self._sink(topic)
+        sink = self._sender.sinks.get(topic)
+        if sink is None or sink.gone is not None:
+            Producer._open_sink(self, topic)
 
     def is_own_thread(self) -> bool:
         """Whether the caller is on the client's own thread, where callbacks run and nothing may wait."""
@@ -310,14 +312,14 @@ class Producer(WithoutTransactions):
         self._ledger.check_open()
         if not isinstance(topic, str):
             raise InvalidArgument(f"topic must be a name, not {type(topic).__name__}")
-        earlier = self._sinks.get(topic)
-        metadata = self._metadata(topic, fresh=earlier is not None)
+        sinks = self._sender.sinks
+        metadata = self._metadata(topic, fresh=topic in sinks)
         with self._opening:
-            sink = self._sinks.get(topic)
+            sink = sinks.get(topic)
             if sink is None or sink.topic_id != metadata.topic_id:
                 schema = self._routing.schema(metadata, len(metadata.schemas)) if metadata.typed else RAW_SCHEMA
                 sink = Sink(metadata, schema, self._config, self._accumulator.no_chunk)
-                self._sinks[topic] = sink
+                sinks[topic] = sink
             elif sink.gone is not None:
                 raise sink.gone
         return sink
@@ -379,7 +381,7 @@ class Producer(WithoutTransactions):
         if self._loop.is_current():
             raise InvalidArgument(_WOULD_WAIT)
         with contextlib.suppress(Closed):  # the connection is closed: everything has failed
-            for sink in list(self._sinks.values()):
+            for sink in list(self._sender.sinks.values()):
                 self._accumulator.seal(sink)
         deadline = None if timeout is None else time.monotonic() + timeout
         return self._ledger.wait_settled(self._ledger.unsettled(), deadline)

@@ -138,7 +138,7 @@ class Sender:
                 else:
                     self._queue(sink, item)
             elif lost is not None:
-                item.fail(lost)
+                self._refuse(item, lost)
             else:
                 self._cut(sink, item)
 
@@ -153,11 +153,15 @@ class Sender:
                 self._config.delivery_timeout_ms,
             )
         except pa.ArrowException as error:
-            chunk.fail(InvalidRecord(f"the records for topic {sink.name!r} do not fit its columns: {error}"))
+            self._refuse(chunk, InvalidRecord(f"the records for topic {sink.name!r} do not fit its columns: {error}"))
         except Exception as error:  # noqa: BLE001 - the user's partitioner may raise anything
-            chunk.fail(error)
+            self._refuse(chunk, error)
         else:
             self._queue(sink, pieces)
+
+    def _refuse(self, chunk: Chunk, error: BaseException) -> None:
+        """None of the chunk's records can be sent."""
+        chunk.fail(error)
 
     def _queue(self, sink: Sink, pieces: list[Piece]) -> None:
         pipelines = self._pipelines_of(sink)
@@ -171,8 +175,11 @@ class Sender:
     def _pipelines_of(self, sink: Sink) -> list[Pipeline]:
         pipelines = self._pipelines.setdefault(sink.topic_id, [])
         while len(pipelines) < sink.partitions:
-            pipelines.append(Pipeline(sink, len(pipelines), self._depth))
+            pipelines.append(self._new_pipeline(sink, len(pipelines)))
         return pipelines
+
+    def _new_pipeline(self, sink: Sink, partition: int) -> Pipeline:
+        return Pipeline(sink, partition, self._depth)
 
     def idlest(self, sink: Sink) -> int:
         """The partition for which least is waiting, among those that are served. Any thread."""

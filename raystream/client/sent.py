@@ -60,6 +60,7 @@ class Piece:
         "nbytes",
         "partition",
         "rows",
+        "transaction",
     )
 
     def __init__(self, delivery: Delivery, partition: int, first: int, rows: pa.RecordBatch | None) -> None:
@@ -73,6 +74,8 @@ class Piece:
         self.charge = 0
         """Bytes of the producer's buffer that it holds."""
         self.deadline_ms = 0.0
+        self.transaction = 0
+        """Which of the producer's transactions its records belong to, from 1 on; 0 without transactions."""
         self.first_timestamp_ms = 0
         self.max_timestamp_ms = 0
         self.base_offset: int | None = None
@@ -108,14 +111,19 @@ class Chunk:
         "open_records",
         "rows",
         "topic",
+        "transaction",
         "values",
     )
 
-    def __init__(self, ledger: Ledger, topic: str, created_ms: float, is_loop: Callable[[], bool]) -> None:
+    def __init__(
+        self, ledger: Ledger, topic: str, created_ms: float, is_loop: Callable[[], bool], transaction: int = 0
+    ) -> None:
         self._ledger = ledger
         self._is_loop = is_loop
         self.topic = topic
         self.created_ms = created_ms
+        self.transaction = transaction
+        """Which of the producer's transactions its records belong to, as in `Piece`."""
         self.rows = 0
         self.left = 0
         """Bytes that may still be added without asking for more room."""

@@ -2,28 +2,46 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
+import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from raystream import messages as m
+from raystream.client.accumulator import Sink
+from raystream.client.committing import Committing
 from raystream.client.consumer import Consumer
 from raystream.client.delivered import Batch
+from raystream.client.ended import Ended
 from raystream.client.partitioner import Partitioner
 from raystream.client.producer import Producer
-from raystream.client.sent import Sent, SentMany
+from raystream.client.sent import SentMany
 from raystream.client.sent_frame import SentFrame
-from raystream.client.transactional import TransactionalSender
-from raystream.errors import FencedProducer, InvalidArgument, InvalidTransactionState, RaystreamError, RequestTimeout
-from raystream.types import Headers
+from raystream.client.transactional import FIRST, TransactionalSender
+from raystream.errors import (
+    Closed,
+    FencedProducer,
+    InvalidArgument,
+    InvalidTransactionState,
+    RaystreamError,
+    RequestTimeout,
+)
+
+MAX_UNDER_WAY: Final = 100
+"""So many commits may be on their way that nobody waits for; the next one waits for the first of them."""
 
 
 class TransactionalProducer(Producer):
     """Made by `cluster.producer(transactional_id=…)`. One transaction at a time, for all threads that send."""
 
     _sender: TransactionalSender
+    _open: bool
+    """Whether a transaction is open."""
 
     def __init__(self, *arguments: Any, transactional_id: Any, **settings: Any) -> None:
         if not isinstance(transactional_id, str) or not transactional_id:
@@ -31,10 +49,12 @@ class TransactionalProducer(Producer):
                 f"transactional_id={transactional_id!r} is no name: give a string that stays the same"
             )
         self._transactional_id = transactional_id
-        self._open = False
         self._deciding = threading.Lock()
         self._offsets: list[tuple[Consumer, m.CommitRequest]] = []
+        self._under_way: deque[concurrent.futures.Future[None]] = deque()
         super().__init__(*arguments, **settings)
+        self._accumulator.transaction = FIRST
+        self._shut_sinks()
         if self._config.acks != "all":
             raise InvalidArgument(f"acks={self._config.acks!r}: transactions need acks='all'")
 
@@ -51,19 +71,6 @@ class TransactionalProducer(Producer):
 
     # Sending --------------------------------------------------------------------------------------------------------
 
-    def send(
-        self,
-        topic: str,
-        value: Any = None,
-        key: Any = None,
-        headers: Headers | None = None,
-        timestamp_ms: int | None = None,
-        partition: int | None = None,
-    ) -> Sent:
-        """As `Producer.send`, in the open transaction. Raises InvalidTransactionState where none is open."""
-        self._check_transaction()
-        return super().send(topic, value, key, headers, timestamp_ms, partition)
-
     def send_many(self, topic: str, records: Iterable[Any]) -> SentMany:
         """As `Producer.send_many`, in the open transaction."""
         self._check_transaction()
@@ -73,6 +80,10 @@ class TransactionalProducer(Producer):
         """As `Producer.send_frame`, in the open transaction."""
         self._check_transaction()
         return super().send_frame(topic, frame)
+
+    def _open_sink(self, topic: str) -> Sink:
+        self._check_transaction()
+        return super()._open_sink(topic)
 
     def _check_transaction(self) -> None:
         if not self._open:
@@ -85,23 +96,20 @@ class TransactionalProducer(Producer):
     # Transactions ---------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def transaction(self) -> Iterator[TransactionalProducer]:
+    def transaction(self, *, wait: bool = True) -> Iterator[TransactionalProducer]:
         """Begins a transaction, commits it at the end of the block, and aborts it where the block or the commit raises.
 
         Raises FencedProducer once another producer has taken over the transactional id; DeliveryFailed where a record
         could not be delivered, TransactionTimedOut, FencedMember: then it is aborted; RequestTimeout where it is not
-        known whether it is committed: `commit_transaction()` asks again.
+        known whether it is committed: `commit_transaction()` asks again. `wait`: see `commit_transaction`.
         """
         self.begin_transaction()
         try:
             yield self
-            self.commit_transaction()
-        except RequestTimeout as error:
-            if self._sender.state != "ending":
-                self._abort_after(error)
-            raise
+            self.commit_transaction(wait=wait)
         except BaseException as error:
-            self._abort_after(error)
+            if self._open:
+                self._abort_after(error)
             raise
 
     def _abort_after(self, error: BaseException) -> None:
@@ -110,48 +118,106 @@ class TransactionalProducer(Producer):
         except FencedProducer as fenced:
             raise fenced from error
         except RaystreamError as second:
-            error.add_note(f"and while the transaction was aborted: {second}")
+            if second is not error:
+                error.add_note(f"and while the transaction was aborted: {second}")
 
     def begin_transaction(self) -> None:
         """Opens a transaction. The first one takes over the transactional id: its earlier producer is fenced, and what
-        that left open is aborted. Raises FencedProducer, InvalidTransactionState, RequestTimeout."""
+        that left open is aborted. Raises FencedProducer, InvalidTransactionState, RequestTimeout; and why an earlier
+        transaction is not committed that nobody waited for: then none is open, and the next call opens one."""
         self._check_process()
         self._ledger.check_open()
         with self._deciding:
-            self._loop.run(self._sender.begin())
+            if self._open:
+                raise InvalidTransactionState("a transaction is open: commit or abort it before the next one begins")
+            if not self._sender.goes_on:
+                self._loop.run(self._sender.begin())
+                self._raise_unseen()
             self._offsets = []
             self._open = True
+            self._sinks = self._sender.sinks
 
-    def commit_transaction(self) -> None:
+    def commit_transaction(self, *, wait: bool = True) -> Committing:
         """Waits until all that was sent is acknowledged, and commits it with the positions given to `commit_offsets`.
-        When it returns, readers of what is committed see all of it. Raises as `transaction`; then abort, but for
-        RequestTimeout."""
+        When it returns, readers of what is committed see all of it. Raises as `transaction`; then it is aborted, but
+        after RequestTimeout, which this call, made again, answers.
+
+        `wait=False` returns at once, and the next transaction may begin: `result()` of what is returned waits. They are
+        committed in order. Those that have ended while one is being committed are committed together, which costs as
+        much as one, so that many small ones come close to no transactions at all. Where one fails, all that have begun
+        meanwhile fail with it, and the next call of this producer raises it.
+        """
         self._check_process()
         with self._deciding:
-            if self._sender.state != "ending":
-                self._check_transaction()
-                self.flush()
-            self._open = False
-            try:
-                self._loop.run(self._sender.commit(tuple(request for _, request in self._offsets)))
-            except RaystreamError:
-                self._open = self._sender.state == "open"
-                raise
-            for consumer, request in self._offsets:
+            if not self._open and self._sender.undecided:
+                return self._waited_for(self._sender.ask_again())
+            self._check_transaction()
+            self._raise_unseen()
+            if wait:
+                super().flush()
+            if self._sender.failure is not None:
+                self._loop.run(self._sender.idle())
+                self._raise_unseen()
+                raise InvalidTransactionState(
+                    f"the transaction has failed, it can only be aborted: {self._sender.failure}"
+                ) from self._sender.failure
+            return self._commit(wait=wait)
+
+    def _commit(self, *, wait: bool) -> Committing:
+        offsets, self._offsets = self._offsets, []
+
+        def committed() -> None:
+            for consumer, request in offsets:
                 consumer.committed_elsewhere(request)
-            self._offsets = []
+
+        ended = Ended(self._end_block(), tuple(request for _, request in offsets), committed, waited_for=wait)
+        if wait:
+            return self._waited_for(self._sender.commit(ended))
+        future = self._loop.submit(self._sender.commit(ended))
+        self._under_way.append(future)
+        while self._under_way and (self._under_way[0].done() or len(self._under_way) > MAX_UNDER_WAY):
+            with contextlib.suppress(RaystreamError):  # `_raise_unseen` tells it
+                self._loop.wait(self._under_way.popleft())
+        return Committing(future)
+
+    def _waited_for(self, commit: Coroutine[Any, Any, None]) -> Committing:
+        future = self._loop.submit(commit)
+        self._loop.wait(future)
+        return Committing(future)
+
+    def _end_block(self) -> int:
+        """What is sent from now on belongs to the next transaction. The number of the one that has ended."""
+        self._shut_sinks()
+        return self._accumulator.end_transaction(list(self._sender.sinks.values()))
+
+    def _shut_sinks(self) -> None:
+        """Outside of transactions every `send` comes to `_open_sink`, and no other need look."""
+        self._open = False
+        self._sinks = {}
+
+    def _raise_unseen(self) -> None:
+        """Raises why a transaction has failed whose commit nobody waited for; once."""
+        failure, self._sender.unseen = self._sender.unseen, None
+        if isinstance(failure, RequestTimeout):  # nobody knows, which is more than that records have failed since
+            self._ledger.take_failures()
+        if failure is not None:
+            self._ledger.raise_failures()
+            raise failure
 
     def abort_transaction(self) -> None:
         """Takes everything of the transaction back: readers of what is committed never see it, positions stay. Records
-        that were not acknowledged yet fail. Raises FencedProducer, InvalidTransactionState, RequestTimeout."""
+        that were not acknowledged yet fail. After a commit that failed, it does nothing more. Raises FencedProducer,
+        InvalidTransactionState, RequestTimeout; and, once that is done, why an earlier transaction is not committed
+        that nobody waited for."""
         self._check_process()
         with self._deciding:
-            if self._sender.state not in ("open", "ending"):
+            if not self._open and self._sender.failure is None:
                 self._check_transaction()
-            self._open = False
             self._offsets = []
+            number = self._end_block() if self._open else None
             try:
-                self._loop.run(self._sender.abort())
+                self._loop.run(self._sender.abort(number))
+                self._raise_unseen()
             finally:
                 self._ledger.take_failures()
 
@@ -166,12 +232,43 @@ class TransactionalProducer(Producer):
         if request.offsets:
             self._offsets.append((consumer, request))
 
+    # The end --------------------------------------------------------------------------------------------------------
+
+    def flush(self, timeout: float | None = None) -> None:
+        """As `Producer.flush`. Outside of a transaction it also waits for the commits that are on their way, and raises
+        why one of them failed."""
+        self._check_process()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        if not self._open and not self._loop.is_current():
+            self._loop.run(self._sender.idle(), timeout)
+            self._raise_unseen()
+        super().flush(None if deadline is None else max(deadline - time.monotonic(), 0.0))
+
     def close(self, timeout: float | None = None) -> None:
-        """Aborts the open transaction, if there is one, and closes."""
-        if not self.closed and self._sender.state in ("open", "ending"):
+        """Aborts the open transaction, if there is one, waits for the commits that are on their way, and closes. Raises
+        why one of them failed, and RequestTimeout where one has no answer after `timeout` seconds."""
+        if self.closed or self._loop.is_current() or os.getpid() != self._pid:
+            super().close(timeout)
+            return
+        unseen: RaystreamError | None = None
+        try:
+            with contextlib.suppress(Closed):
+                self._loop.run(self._sender.idle(), timeout)
+        except RequestTimeout as error:
+            unseen = error
+        unseen, self._sender.unseen = self._sender.unseen or unseen, None
+        if self._open or self._sender.failure is not None:
             with contextlib.suppress(RaystreamError):
                 self.abort_transaction()
         super().close(timeout)
+        if unseen is not None:
+            raise unseen
+
+    def _deliver_at_exit(self, deadline: float) -> str | None:
+        if not self.closed and os.getpid() == self._pid:
+            with contextlib.suppress(RaystreamError):
+                self._loop.run(self._sender.idle(), max(deadline - time.monotonic(), 0.0))
+        return super()._deliver_at_exit(deadline)
 
 
 def producer_kind(transactional_id: str | None) -> Callable[..., Producer]:

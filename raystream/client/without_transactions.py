@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from raystream.errors import InvalidTransactionState
 
 if TYPE_CHECKING:
+    from raystream.client.committing import Committing
     from raystream.client.consumer import Consumer
     from raystream.client.delivered import Batch
     from raystream.client.producer import Producer
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 class WithoutTransactions:
     """`TransactionalProducer` has what these names promise."""
 
-    def transaction(self) -> AbstractContextManager[Producer]:
+    def transaction(self, *, wait: bool = True) -> AbstractContextManager[Producer]:
         """See `TransactionalProducer.transaction`."""
         raise _without()
 
@@ -24,7 +25,7 @@ class WithoutTransactions:
         """See `TransactionalProducer.begin_transaction`."""
         raise _without()
 
-    def commit_transaction(self) -> None:
+    def commit_transaction(self, *, wait: bool = True) -> Committing:
         """See `TransactionalProducer.commit_transaction`."""
         raise _without()
 

@@ -11,7 +11,7 @@ from raystream.batch import encode_marker, parse
 from raystream.core.coordinator import Coordinator
 from raystream.core.records import Decision
 from raystream.errors import ConcurrentTransactions, RequestTimeout
-from tests.fakes.cluster import FakeCluster, FakeCoordinator, FakePartition
+from tests.fakes.cluster import FakeCluster, FakeCoordinator, FakePartition, FakeTopic
 
 
 class TransactionalCoordinator(FakeCoordinator):
@@ -108,3 +108,8 @@ def committed(partition: FakePartition, column: str = "value") -> list[Any]:
             found += rows.column(column).to_pylist()
         base += header.last_offset_delta + 1
     return found
+
+
+def seen(topic: FakeTopic) -> list[bytes]:
+    """What is committed in all partitions, one after the other."""
+    return [value for partition in topic.partitions for value in committed(partition)]

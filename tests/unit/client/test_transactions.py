@@ -3,15 +3,13 @@ refused batches and successors."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-
 import pytest
 
 from raystream import messages as m
 from raystream.batch import ATTR_TRANSACTIONAL
+from raystream.client.ended import Ended
 from raystream.client.producer import Producer
-from raystream.client.transactional import TransactionalSender
+from raystream.client.transactional_producer import TransactionalProducer
 from raystream.errors import (
     DeliveryFailed,
     FencedProducer,
@@ -22,33 +20,8 @@ from raystream.errors import (
     TransactionTimedOut,
 )
 from tests.fakes.cluster import FakeCluster, FakeTopic, lost_reply, lost_request, refused
-from tests.fakes.transactions import TransactionalCoordinator, committed
-
-
-@pytest.fixture
-def coordinator(cluster: FakeCluster) -> TransactionalCoordinator:
-    return TransactionalCoordinator(cluster)
-
-
-@pytest.fixture
-def topic(cluster: FakeCluster) -> FakeTopic:
-    return cluster.create("t", 2)
-
-
-@pytest.fixture
-def producer(cluster: FakeCluster, coordinator: TransactionalCoordinator, topic: FakeTopic) -> Producer:
-    return cluster.producer(transactional_id="tx", linger_ms=0)
-
-
-def until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def seen(topic: FakeTopic) -> list[bytes]:
-    return [value for partition in topic.partitions for value in committed(partition)]
+from tests.fakes.log import eventually
+from tests.fakes.transactions import TransactionalCoordinator, seen
 
 
 def test_what_is_committed_is_seen_as_a_whole(
@@ -85,7 +58,7 @@ def test_where_records_go_anywhere_the_next_partition_is_written_down_while_they
         producer.send("t", "a")
     with producer.transaction():
         producer.send("t", "b")
-        until(lambda: coordinator.calls[-1] == "add")
+        eventually(lambda: coordinator.calls[-1] == "add")
         assert seen(topic) == [b"a"], "it lingers yet"
         producer.send("t", "c")
     assert seen(topic) != [b"a"] and markers() == 2, "one partition, one marker"
@@ -193,15 +166,19 @@ def test_a_commit_of_positions_alone_whose_outcome_is_unknown_is_not_aborted_una
     monkeypatch.setattr("raystream.client.transactional.COORDINATOR_WAIT_MS", 300.0)
     offsets = (m.CommitRequest(group="g", offsets=(m.CommittedOffset(topic="t", partition=0, offset=7),)),)
     producer.begin_transaction()
+    assert isinstance(producer, TransactionalProducer)
     sender = producer._sender
-    assert isinstance(sender, TransactionalSender)
     coordinator.lose.extend(["end"] * 1_000)
+    moved: list[str] = []
+    number = producer._end_block()
     with pytest.raises(RequestTimeout):
-        cluster.loop.run(sender.commit(offsets))
+        cluster.loop.run(sender.commit(Ended(number, offsets, lambda: moved.append("moved"))))
     coordinator.lose.clear()
     with pytest.raises(InvalidTransactionState, match="was committed"):
         producer.abort_transaction()
-    cluster.loop.run(sender.commit(offsets))
+    assert not moved
+    producer.commit_transaction()
+    assert moved
     with producer.transaction():
         producer.send("t", "x", partition=0)
 
