@@ -32,6 +32,7 @@ VALUE = os.urandom(bench.RECORD_BYTES)
 LARGE = os.urandom(1_000)
 TITLE = f"sends of {bench.RECORD_BYTES}-byte records, 4 partitions"
 FLUSHED = f"plain, flushed every {OF:,}"
+WAITED = "transactions, each waited for"
 TOPIC = "sends"
 _ids = itertools.count()
 
@@ -57,16 +58,20 @@ def sends(
     return records / (time.perf_counter() - began)
 
 
-def transactions(producer: TransactionalProducer, topic: str, records: int, *, value: bytes = VALUE) -> float:
-    """Records a second in transactions one after the other, to the commit of the last."""
+def transactions(
+    producer: TransactionalProducer, topic: str, records: int, *, value: bytes = VALUE, wait: bool = True
+) -> float:
+    """Records a second in transactions one after the other, to the commit of the last; `wait` for each commit before
+    the next begins."""
     with producer.transaction():
         producer.send(topic, value)
     one = producer.send
     began = time.perf_counter()
     for _ in range(records // OF):
-        with producer.transaction():
+        with producer.transaction(wait=wait):
             for _ in range(OF):
                 one(topic, value)
+    producer.flush()
     return records / (time.perf_counter() - began)
 
 
@@ -140,7 +145,10 @@ def by_thousands(cluster: rs.Cluster, records: int, runs: int) -> Table:
         return throughput(cluster, TOPIC, lambda: plain(cluster), some, **how)
 
     def in_them(some: int = records, **how: Any) -> float:
-        return in_transactions(cluster, TOPIC, some, **how)
+        return in_transactions(cluster, TOPIC, some, wait=False, **how)
+
+    def waited_for(some: int = records) -> float:
+        return in_transactions(cluster, TOPIC, some)
 
     def several(work: Callable[[int], float]) -> float:
         return together([lambda: work(records // PRODUCERS) for _ in range(PRODUCERS)])
@@ -150,9 +158,11 @@ def by_thousands(cluster: rs.Cluster, records: int, runs: int) -> Table:
     cases: dict[str, Case] = {
         "plain": plainly,
         "transactions": in_them,
+        WAITED: waited_for,
         FLUSHED: lambda: plainly(flush_each=OF),
         f"plain{many}": lambda: several(plainly),
         f"transactions{many}": lambda: several(in_them),
+        f"{WAITED}{many}": lambda: several(waited_for),
         f"plain{large}": lambda: plainly(records // 4, value=LARGE),
         f"transactions{large}": lambda: in_them(records // 4, value=LARGE),
     }
@@ -163,8 +173,8 @@ def by_thousands(cluster: rs.Cluster, records: int, runs: int) -> Table:
         runs=runs,
     )
     ratios = {f"transactions{which}": f"plain{which}" for which in ("", many, large)}
-    table.show({**ratios, FLUSHED: "plain"})
-    print(f"transactions / {FLUSHED}: {table.ratio('transactions', FLUSHED):.2f}")
+    table.show({**ratios, WAITED: "plain", f"{WAITED}{many}": f"plain{many}", FLUSHED: "plain"})
+    print(f"{WAITED} / {FLUSHED}: {table.ratio(WAITED, FLUSHED):.2f}")
     return table
 
 

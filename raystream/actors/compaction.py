@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
 
+from raystream.actors.background import let_others_go_first
 from raystream.actors.replica import Replica
 from raystream.clock import Clock
 from raystream.core.cleaning import SegmentFacts, clean_up_to
@@ -23,7 +24,7 @@ from raystream.storage.fates import fates_in
 logger = logging.getLogger("raystream.partition")
 
 LOOK_MS: Final = 5_000.0
-BREATH_SHARE: Final = 0.25
+BREATH_SHARE: Final = 0.6
 """So much of the time that a piece of work took is waited before the next, or more, so that it comes to no more than
 MAX_BYTES_PER_S."""
 MAX_BYTES_PER_S: Final = 700_000_000
@@ -68,6 +69,7 @@ class Compactor:
 
     def round(self) -> list[Cleaned]:
         """Compacts every log that is due for it."""
+        let_others_go_first()
         done = []
         served = self._replicas()
         self._horizons = {replica: self._horizons[replica] for replica in served if replica in self._horizons}

@@ -98,6 +98,8 @@ class LatestOffsets:
     def __init__(self, merge_above_bytes: int) -> None:
         self._merge_above_bytes = merge_above_bytes
         self._parts: list[pa.Table] = []
+        self._known: Any = None
+        """All offsets that were noted, sorted, once they are asked for; int64."""
         self.nbytes = 0
 
     def add(self, keys: Any, offsets: Any) -> None:
@@ -106,6 +108,7 @@ class LatestOffsets:
         if keys.null_count:
             table = table.filter(pc.is_valid(table.column("key")))
         self._parts.append(_latest(table))
+        self._known = None
         self.nbytes += self._parts[-1].nbytes
         if self.nbytes > self._merge_above_bytes:
             self.merge()
@@ -115,6 +118,16 @@ class LatestOffsets:
         if len(self._parts) > 1:
             self._parts = [_latest(pa.concat_tables(self._parts))]
         self.nbytes = sum(part.nbytes for part in self._parts)
+
+    def are(self, keys: Any, offsets: Any) -> Any:
+        """Of rows that were all added, in offset order: whether each is the last of its key, or has none."""
+        if self._known is None:
+            self.merge()
+            parts = [part.column("offset").to_numpy() for part in self._parts]
+            self._known = np.sort(np.concatenate(parts)) if parts else np.array([], np.int64)
+        first, end = np.searchsorted(self._known, (offsets[0], offsets[-1] + 1)) if len(offsets) else (0, 0)
+        last = np.isin(offsets, self._known[first:end], assume_unique=True)
+        return last | keys.is_null().to_numpy() if keys.null_count else last
 
     def of(self, keys: Any) -> Any:
         """The last offset of each of the keys, int64; -1 where there is none."""
@@ -239,10 +252,12 @@ class Cleaner:
     def _survey(self, segment: Segment) -> _Surveyed:
         keeps = []
         changed = False
+        mapped = segment.tail.end_offset > self._log.cleaned_to
         for batches in self._windows(segment):
             changed = self._survey_transactions(batches) or changed
             offsets = _offsets(batches)
-            keep = self._latest.of(self._keys(batches)) <= offsets
+            keys = self._keys(batches)
+            keep = self._latest.are(keys, offsets) if mapped else self._latest.of(keys) <= offsets
             if (tombstone := self._tombstones(batches)) is not None:
                 counts = [batch.rows.rows.num_rows for batch in batches]
                 horizons = np.repeat(np.array([batch.header.delete_horizon_ms for batch in batches], np.int64), counts)
@@ -340,7 +355,7 @@ class Cleaner:
             for segment in old:
                 files.unlink(segment.path)
                 files.unlink(segment.index_path)
-                self._breathe(segment.tail.size)  # the disk's own work on what it gives back holds up syncs
+                self._breathe(segment.tail.size)
             files.sync_dir(log.directory)
         return swapped
 

@@ -20,6 +20,7 @@ from typing import Final, Protocol
 
 from raystream.batch import Bytes
 from raystream.errors import DataDirectoryInUse, DiskFull, StorageError
+from raystream.storage.removal import Remover
 
 _MAX_PIECES: Final = min(1024, os.sysconf("SC_IOV_MAX"))
 TEMPORARY_SUFFIX: Final = ".tmp"
@@ -97,7 +98,7 @@ class Files(Protocol):
         """Cuts bytes that were never published, and syncs the file."""
 
     def unlink(self, path: str) -> None:
-        """Removes a file; one that is missing already is fine."""
+        """Removes a file; one that is missing already is fine. The space of a large one may come back by and by."""
 
     def sync_dir(self, directory: str) -> None: ...
 
@@ -116,6 +117,9 @@ def storage_error(error: OSError, doing: str, path: str) -> StorageError:
 
 class DiskFiles:
     """The machine's file system."""
+
+    def __init__(self) -> None:
+        self._remover = Remover()
 
     def makedirs(self, directory: str) -> None:
         try:
@@ -242,7 +246,7 @@ class DiskFiles:
 
     def unlink(self, path: str) -> None:
         try:
-            os.unlink(path)
+            self._remover.unlink(path)
         except FileNotFoundError:
             pass
         except OSError as error:

@@ -23,7 +23,7 @@ from raystream.storage.reading import in_milliseconds
 from raystream.storage.segment import Identity
 
 TARGET_BYTES: Final = 1 << 20
-SYNC_BYTES: Final = 8 << 20
+SYNC_BYTES: Final = 1 << 20
 """So much is written between two syncs: one large sync at the end would hold up those of appends."""
 _MAX_SPAN: Final = 1 << 31
 

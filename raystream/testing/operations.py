@@ -26,7 +26,8 @@ everything the invocation said. `fail` says that it surely did not happen; `info
 A send, poll or commit with `txn` belongs to that transaction; positions of such a commit move with its `end`. A send
 with `source` and `group` says of which value of another topic it was made, by a pipeline of that group. A poll with
 `isolation` "read_uncommitted" may see what is open or aborted. Values are unique over the whole history, names of
-transactions too. A process does one thing at a time, but for sends.
+transactions too. A process does one thing at a time, but for sends
+and ends.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,12 +20,14 @@ from raystream.errors import (
 from raystream.testing.clients import Place
 
 if TYPE_CHECKING:
+    from raystream.client.committing import Committing
     from raystream.client.consumer import Consumer
     from raystream.client.delivered import Batch
     from raystream.client.sent import Sent
 
 ASKS: Final = 3
 """So often an end is asked for whose outcome is unknown."""
+LOOK_S: Final = 0.01
 SURELY_NOT: Final = (DeliveryFailed, TransactionTimedOut, FencedMember, UnknownMember)
 """A commit that raises one of these has decided nothing."""
 
@@ -37,6 +41,7 @@ class RecordedProducer:
         self._transactions = 0
         self._values = 0
         self._sent: list[tuple[dict[str, Any], Sent]] = []
+        self._later: list[tuple[dict[str, Any], list[tuple[dict[str, Any], Sent]], Committing]] = []
         self.process = process
         self.txn = f"{process}/0"
         """The transaction that is open, or the next."""
@@ -81,6 +86,9 @@ class RecordedProducer:
     def settle(self) -> None:
         """Waits for what was sent, and records what became of it."""
         sent, self._sent = self._sent, []
+        self._settle(sent)
+
+    def _settle(self, sent: list[tuple[dict[str, Any], Sent]]) -> None:
         for fields, one in sent:
             try:
                 where = one.result(self._place.wait_s)
@@ -117,6 +125,38 @@ class RecordedProducer:
         self.abort()
         return False
 
+    def commit_later(self) -> None:
+        """Asks for the commit, and the next transaction may begin; `settle_later` waits for it."""
+        fields = {"txn": self.txn, "outcome": "commit"}
+        self._record("invoke", "end", fields)
+        try:
+            committing = self._producer.commit_transaction(wait=False)
+        except RaystreamError as error:  # it is open as before: what failed was one before it
+            self._failed(error)
+            self._record("fail", "end", fields, error)
+            self.abort()
+            return
+        self._later.append((fields, self._sent, committing))
+        self._sent = []
+        self._next()
+
+    def settle_later(self) -> None:
+        """Waits for what was sent and committed by `commit_later`, and records what became of it."""
+        later, self._later = self._later, []
+        for fields, sent, committing in later:
+            self._settle(sent)
+            while not committing.done():  # bounded: an end is given up after a minute
+                time.sleep(LOOK_S)
+            try:
+                committing.result(0)
+            except RaystreamError as error:
+                self._failed(error)
+                self._record("fail" if isinstance(error, SURELY_NOT) else "info", "end", fields, error)
+            else:
+                self._record("ok", "end", fields)
+        with contextlib.suppress(RaystreamError):  # why one failed is told once more
+            self._producer.flush()
+
     def abort(self) -> None:
         """Takes the transaction back, where that is still possible."""
         if not self.fenced and self._end("abort") is not None:
@@ -136,9 +176,12 @@ class RecordedProducer:
             self._record("fail" if surely else "info", "end", fields, error)
             return error
         self._record("ok", "end", fields)
+        self._next()
+        return None
+
+    def _next(self) -> None:
         self._transactions += 1
         self.txn = f"{self.process}/{self._transactions}"
-        return None
 
     def close(self) -> None:
         """Ends it; what is open is aborted."""

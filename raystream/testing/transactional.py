@@ -32,6 +32,10 @@ RECORDS: Final = (1, 6)
 """How many records a producer's transaction has."""
 ABORTS: Final = 0.15
 DIES: Final = 0.05
+BURSTS: Final = 0.3
+"""How likely a writer begins with transactions whose commits it does not wait for."""
+BURST: Final = (2, 5)
+"""How many."""
 AGAIN_S: Final = (0.2, 0.8)
 MADE_OF: Final = ">"
 """Between the value that a record was made of and what makes it another one."""
@@ -174,18 +178,35 @@ class _Lives:
 
 
 class _Writer(_Lives):
-    """Writes a few records to several partitions at a time."""
+    """Writes a few records to several partitions at a time, and by chance a few transactions without waiting."""
 
     def _work(self, producer: RecordedProducer, stop: threading.Event) -> bool:
-        if producer.begin():
-            for _ in range(self._chance.randint(*RECORDS)):
-                value = producer.next_value()
-                producer.send(self._place.topic, value=value, key=f"key-{self._chance.randrange(KEYS)}")
+        if self._chance.random() < BURSTS:
+            self._burst(producer)
+        if producer.usable and producer.begin():
+            self._send(producer)
             left, _ = self._finish(producer, producer.commit)
             if left:
                 return True
         stop.wait(self._chance.uniform(*AGAIN_S))
         return False
+
+    def _burst(self, producer: RecordedProducer) -> None:
+        for _ in range(self._chance.randint(*BURST)):
+            if not producer.usable or not producer.begin():
+                break
+            self._send(producer)
+            if self._chance.random() < self._aborts:
+                producer.abort()
+                producer.settle()
+            else:
+                producer.commit_later()
+        producer.settle_later()
+
+    def _send(self, producer: RecordedProducer) -> None:
+        for _ in range(self._chance.randint(*RECORDS)):
+            value = producer.next_value()
+            producer.send(self._place.topic, value=value, key=f"key-{self._chance.randrange(KEYS)}")
 
 
 class _Mover(_Lives):

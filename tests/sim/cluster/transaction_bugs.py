@@ -14,6 +14,7 @@ from raystream.actors import replica
 from raystream.actors.leading import Leading
 from raystream.actors.offsets_log import OffsetsLog
 from raystream.client.session import Session
+from raystream.client.transactional import TransactionalSender
 from raystream.client.transactional_producer import TransactionalProducer
 from raystream.core import transactions
 from raystream.core.transaction_records import TransactionRecord
@@ -54,7 +55,15 @@ async def _not_rewound(self: Session) -> None:
     pass
 
 
+def _all_are_let_go(self: TransactionalSender, number: int) -> None:
+    _let_go(self, number)
+    for pipeline in self._all_pipelines():
+        pipeline.through = 1 << 60
+        self._pump(pipeline)
+
+
 _lead = Leading.__init__
+_let_go = TransactionalSender._let_go
 
 BUGS: Final[Mapping[str, Bug]] = {
     "what is open is shown": replaced(ProducerState, "last_stable_offset", _everything_is_stable),
@@ -66,6 +75,7 @@ BUGS: Final[Mapping[str, Bug]] = {
         TransactionalProducer, "commit_offsets", _committed_at_once, at=3
     ),
     "what was aborted is not read again": replaced(Session, "rewind", _not_rewound, at=6),
+    "what waits for its turn goes with the one before": replaced(TransactionalSender, "_let_go", _all_are_let_go),
     "a successor leaves open what it finds": replaced(Transactions, "init", _left_open, at=4),
     "a new leader forgets open transactions": replaced(Leading, "__init__", _open_ones_forgotten, focus=DEATHS),
     "a new coordinator forgets what is decided": replaced(
