@@ -29,6 +29,7 @@ class Clients:
         self._consumer = {"session_timeout_ms": rng.choice([3_000, 10_000])}
         self._running: list[tuple[Process, Workload]] = []
         self._started = 0
+        self._stopped = False
         self.failures: list[Exception] = []
 
     @property
@@ -48,8 +49,10 @@ class Clients:
 
     def _run(self, process: Process, name: str, producers: int, members: int) -> None:
         workload = None
-        while workload is None:
+        while workload is None and not self._stopped:
             workload = self._workload(name, producers, members)
+        if workload is None or self._stopped:  # it came up too late
+            return
         self._running.append((process, workload))
         workload.start()
 
@@ -76,6 +79,7 @@ class Clients:
 
     def stop(self) -> None:
         """Ends those that live after what they have in hand."""
+        self._stopped = True
         for process, workload in self._running:
             if process.alive:
                 workload.stop()

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 import raystream
-from raystream.actors import endpoint, hosts, lease, logs, metrics, processes
+from raystream.actors import background, endpoint, hosts, lease, logs, metrics, processes
 from raystream.client import consumer, fetched, loop, producer, share_consumer
 from raystream.errors import Closed, RequestTimeout
 from raystream.storage import files, root
@@ -98,6 +98,7 @@ def _replacements(world: World) -> list[tuple[Any, Any]]:
         (endpoint.machine, lambda: ""),
         (lease.Lease, lambda path, owner=False: _Lease(kernel.process().machine.leases, str(path), owner)),
         (logs, SimpleNamespace(begin=lambda: None)),
+        (background.let_others_go_first, lambda: None),
         (metrics.PartitionMetrics, _NoMetrics),
         (metrics.LagMetrics, _NoMetrics),
         (processes.is_alive, lambda pid: _alive(kernel, pid) is not None),
