@@ -36,6 +36,8 @@ BURSTS: Final = 0.3
 """How likely a writer begins with transactions whose commits it does not wait for."""
 BURST: Final = (2, 5)
 """How many."""
+BEFORE_ABORT_S: Final = 0.1
+"""Up to so long one of them is open before it is taken back."""
 AGAIN_S: Final = (0.2, 0.8)
 MADE_OF: Final = ">"
 """Between the value that a record was made of and what makes it another one."""
@@ -182,7 +184,7 @@ class _Writer(_Lives):
 
     def _work(self, producer: RecordedProducer, stop: threading.Event) -> bool:
         if self._chance.random() < BURSTS:
-            self._burst(producer)
+            self._burst(producer, stop)
         if producer.usable and producer.begin():
             self._send(producer)
             left, _ = self._finish(producer, producer.commit)
@@ -191,12 +193,13 @@ class _Writer(_Lives):
         stop.wait(self._chance.uniform(*AGAIN_S))
         return False
 
-    def _burst(self, producer: RecordedProducer) -> None:
+    def _burst(self, producer: RecordedProducer, stop: threading.Event) -> None:
         for _ in range(self._chance.randint(*BURST)):
             if not producer.usable or not producer.begin():
                 break
             self._send(producer)
             if self._chance.random() < self._aborts:
+                stop.wait(self._chance.uniform(0, BEFORE_ABORT_S))
                 producer.abort()
                 producer.settle()
             else:

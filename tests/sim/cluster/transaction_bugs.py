@@ -70,16 +70,16 @@ BUGS: Final[Mapping[str, Bug]] = {
     "readers are not told what was aborted": replaced(replica, "overlapping", _nothing_was_aborted, at=2),
     "an abort is marked as a commit": replaced(TransactionRecord, "commits", property(lambda _: True), at=2),
     "an end keeps the epoch": replaced(transactions, "_ended", _same_epoch),
-    "writes of an ended epoch are taken": replaced(ProducerState, "check", _any_epoch_writes, at=8),
+    "writes of an ended epoch are taken": replaced(ProducerState, "check", _any_epoch_writes, at=2),
     "positions move outside the transaction": replaced(
         TransactionalProducer, "commit_offsets", _committed_at_once, at=3
     ),
     "what was aborted is not read again": replaced(Session, "rewind", _not_rewound, at=6),
-    "what waits for its turn goes with the one before": replaced(TransactionalSender, "_let_go", _all_are_let_go),
-    "a successor leaves open what it finds": replaced(Transactions, "init", _left_open, at=4),
-    "a new leader forgets open transactions": replaced(Leading, "__init__", _open_ones_forgotten, focus=DEATHS),
+    "what waits for its turn goes with the one before": replaced(TransactionalSender, "_let_go", _all_are_let_go, at=1),
+    "a successor leaves open what it finds": replaced(Transactions, "init", _left_open, at=2),
+    "a new leader forgets open transactions": replaced(Leading, "__init__", _open_ones_forgotten, focus=DEATHS, at=6),
     "a new coordinator forgets what is decided": replaced(
-        Transactions, "prepared", _not_resumed, (Transactions, "end", _noted), focus=COORDINATORS
+        Transactions, "prepared", _not_resumed, (Transactions, "end", _noted), focus=COORDINATORS, at=1
     ),
     "a decision is carried out and not written": replaced(
         OffsetsLog, "append", _not_written, focus=("kill_coordinator",)
