@@ -168,13 +168,13 @@ class Reconciler:
         done = self._update(news)
         if done and not outdated:
             self._told(version)
+        self._begin_corrupt_anew()
         changed = tuple(
             served
             for key, served in list(self._served.items())
             if key in wanted and self._metadata.served_by(key, self._broker_id) != served
         )
         done = (not changed or self._tell(changed, ())) and done
-        self._begin_corrupt_anew()
         with self._lock:
             settled = done and not self._opening and not self._closing
         if settled and all(key in self._served for key in wanted):
@@ -194,15 +194,16 @@ class Reconciler:
                 self._opened.pop(key, None)
 
     def _begin_corrupt_anew(self) -> None:
-        """Replicas whose log is corrupt, and which nobody counts on any more, are put aside and filled from the others.
+        """Replicas whose log is corrupt, and which nobody counts on any more, are put aside and filled from the others;
+        or begin empty, where the only one was let go of.
 
         Their leaders must not believe what they held before: that ends with this life of the broker.
         """
         with self._lock:
             corrupt = [key for key, served in self._served.items() if served.error.startswith(m.CORRUPT_LOG)]
-        anew = [key for key in corrupt if self._metadata.is_superfluous(key, self._broker_id)]
+        anew = [key for key in corrupt if self._is_let_go(key)]
         for key in anew:
-            logger.warning("%s is put into %s and filled from its peers", self._directory(key), QUARANTINE)
+            logger.warning("%s is put into %s and begun anew", self._directory(key), QUARANTINE)
             self._hosts.close((key,))
             self._put_aside(self._directory(key))
         if anew:
@@ -213,6 +214,11 @@ class Reconciler:
                     self._served.pop(key, None)
                     self._opened.pop(key, None)
             self._wake.set()
+
+    def _is_let_go(self, key: Key) -> bool:
+        known = self._metadata.served_by(key, self._broker_id)
+        asked = known is not None and known.error.startswith(m.LET_GO)
+        return asked or self._metadata.is_superfluous(key, self._broker_id)
 
     def _take_out(self, name: str) -> None:
         host = self._hosts.drop(name)

@@ -40,6 +40,7 @@ from raystream.errors import (
 )
 from raystream.messages import (
     CORRUPT_LOG,
+    LET_GO,
     LOST_LOG,
     AlterIsrRequest,
     AlterTopicRequest,
@@ -376,9 +377,10 @@ class Controller:
                 continue
             before = draft.image.replica(served.topic_id, served.partition, request.broker_id)
             opened = bool(served.actor) or (before is not None and before.opened)
-            now = ReplicaRecord(
-                served.topic_id, served.partition, request.broker_id, served.actor, served.error, opened
-            )
+            error = served.error
+            if before is not None and before.error == f"{LET_GO}{error}":
+                error = before.error
+            now = ReplicaRecord(served.topic_id, served.partition, request.broker_id, served.actor, error, opened)
             if before != now:
                 draft.add([now])
             if served.error.startswith(CORRUPT_LOG):
@@ -417,14 +419,14 @@ class Controller:
     def elect_leaders(self, request: ElectLeadersRequest) -> Records:
         """Leads go to preferred replicas where these are in sync and open. Raises TopicNotFound.
 
-        With `unclean` what a leader held whose files are gone is let go of: another live replica leads, or it begins
-        empty.
+        With `unclean` what a leader held whose files are gone or corrupt is let go of: another live replica leads, or
+        it begins empty.
         """
         records: Records = []
         for name in self._image.topics if request.topic is None else [request.topic]:
             for record in self._image.partitions_of(self._image.topic(name).topic_id):
                 led = self._image.replica(record.topic_id, record.partition, record.leader)
-                if request.unclean and led is not None and led.error.startswith(LOST_LOG):
+                if request.unclean and led is not None and led.error.startswith(CORRUPT_LOG):
                     records += self._without(record, led)
                     continue
                 preferred = balance.fit(self._image, record, record.replicas[0])
@@ -438,7 +440,8 @@ class Controller:
         if elected:
             return elected
         begun = self._elections.replica_lost(record.topic_id, record.partition, led.broker_id, fit=True)
-        return [dataclasses.replace(led, opened=False), *begun]
+        error = led.error if led.error.startswith(LOST_LOG) else f"{LET_GO}{led.error}"
+        return [dataclasses.replace(led, opened=False, error=error), *begun]
 
     def upkeep(self) -> Records:
         """What the controller does by itself; see `balance.upkeep`. To be called again until it returns nothing."""

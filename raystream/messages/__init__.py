@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from raystream.messages.brokers import (
     CORRUPT_LOG,
+    LET_GO,
     LOST_LOG,
     AlterIsrRequest,
     BrokerHeartbeatReply,
@@ -109,6 +110,7 @@ __all__ = [
     "JOIN",
     "LATEST_TIMESTAMP",
     "LEAVE",
+    "LET_GO",
     "LOST_LOG",
     "NO_EPOCH",
     "OLDEST_PROTOCOL",

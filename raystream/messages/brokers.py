@@ -105,6 +105,9 @@ class BrokerHeartbeatReply:
 CORRUPT_LOG: Final = "corrupt log: "
 """How the `error` of a replica begins whose disk lacks, or holds otherwise, what was committed."""
 
+LET_GO: Final = "let go of: "
+"""Before the `error` of the only replica whose corrupt log is to be put aside, so that it begins empty."""
+
 LOST_LOG: Final = f"{CORRUPT_LOG}lost: "
 """How it begins where all of the replica's files are gone: they are looked for again and again."""
 

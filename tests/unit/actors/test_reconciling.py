@@ -256,6 +256,21 @@ def test_a_replica_that_is_gone_and_counts_no_more_begins_anew_in_a_new_life(hou
     assert not house.hosts.opened[-1].opened and house.hosts.opened[-1].broker_incarnation == 2
 
 
+def test_the_only_corrupt_replica_is_put_aside_and_begins_empty_once_it_is_let_go_of(house: House) -> None:
+    directory = house.slot / f"{TOPIC_ID}-0"
+    directory.mkdir()
+    (directory / "log").write_text("damaged")
+    error = f"{m.CORRUPT_LOG}at byte 7"
+    house.hosts.errors = [error]
+    house.start(replace(PARTITION, replicas=(OWN,), isr=(OWN,)), ReplicaRecord(TOPIC_ID, 0, OWN, "", "", True))
+    until(lambda: house.reports)
+    house.commit(ReplicaRecord(TOPIC_ID, 0, OWN, "", f"{m.LET_GO}{error}", False))
+    until(lambda: len(house.hosts.opened) == 2)
+    assert house.lives == 2 and not house.hosts.opened[-1].opened
+    (kept,) = (house.slot / QUARANTINE).iterdir()
+    assert (kept / "log").read_text() == "damaged"
+
+
 def test_only_a_corrupt_replica_is_kept_as_it_is(house: House) -> None:
     house.hosts.errors = [f"{m.CORRUPT_LOG}a file is missing"]
     alone = replace(PARTITION, replicas=(OWN,), isr=(OWN,))

@@ -20,7 +20,7 @@ from raystream.errors import (
     TopicNotFound,
     Unavailable,
 )
-from raystream.messages import CORRUPT_LOG, LOST_LOG, ElectLeadersRequest
+from raystream.messages import CORRUPT_LOG, LET_GO, LOST_LOG, ElectLeadersRequest
 from tests.unit.core.controller_house import CLUSTER, TOPIC_ID, House
 
 KEY = (TOPIC_ID, 0)
@@ -298,6 +298,23 @@ def test_the_only_replica_begins_empty_once_an_administrator_lets_go_of_what_it_
     assert not house.image.replica(*KEY, 0).opened  # type: ignore[union-attr]
     after = house.partition()
     assert (after.leader, after.isr) == (0, (0,)) and after.leader_epoch == before.leader_epoch + 1
+
+
+def test_the_only_replica_whose_log_is_corrupt_is_let_go_of_once_an_administrator_says_so() -> None:
+    house = House(1)
+    house.create("t")
+    house.serve()
+    error = f"{CORRUPT_LOG}at byte 7"
+    house.change(0, served=((*KEY, "", error),))
+    house.commit(house.controller.elect_leaders(ElectLeadersRequest()))
+    assert house.image.replica(*KEY, 0) == ReplicaRecord(*KEY, 0, "", error, opened=True)
+    house.commit(house.controller.elect_leaders(ElectLeadersRequest(unclean=True)))
+    let_go = ReplicaRecord(*KEY, 0, "", f"{LET_GO}{error}", opened=False)
+    assert house.image.replica(*KEY, 0) == let_go
+    house.change(0, served=((*KEY, "", error),))
+    assert house.image.replica(*KEY, 0) == let_go, "the broker says once more what is known"
+    house.change(0, served=((*KEY, "actor", ""),))
+    assert house.image.replica(*KEY, 0) == ReplicaRecord(*KEY, 0, "actor", opened=True)
 
 
 def test_another_replica_leads_uncleanly_before_one_begins_empty() -> None:
