@@ -159,6 +159,13 @@ def _raw_table(
     return seen if columns is None else seen.select(list(columns))
 
 
+def append_times(pieces: Sequence[Piece]) -> Any:
+    """When each row was appended by its partition's leader, int64 milliseconds since the epoch; after compaction, the
+    latest of the rows that were put together."""
+    counts = [piece.rows.num_rows for piece in pieces]
+    return pa.array(np.repeat(np.array([piece.header.append_time_ms for piece in pieces], np.int64), counts))
+
+
 def timestamps(pieces: Sequence[Piece], shape: Shape, schema: pa.Schema) -> Any:
     """The records' timestamps, int64 milliseconds since the epoch.
 

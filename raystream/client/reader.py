@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raystream.client.asof import APPEND_TIME, Joined, Strategy, Tolerance, checked, join_frames
 from raystream.client.bounded import Range, counted, decode_runs, fetch_range
-from raystream.client.columns import METADATA_FIELDS, Shape, check_columns, read_schema, stored_table
+from raystream.client.columns import METADATA_FIELDS, Shape, append_times, check_columns, read_schema, stored_table
 from raystream.client.dataframes import polars, to_pandas, to_polars
 from raystream.client.fetched import Fetched
 from raystream.client.latest import Columns, Latest, columns_of, latest_rows
@@ -83,6 +84,7 @@ class View:
         self._mmap = mmap
         self._progress = progress
         self._filter = filter
+        self._append_time = False
         now_ms = routing.clock.now_ms()
         begin = parse(start, (topic,), now_ms=now_ms, what="start")
         stop = parse(end, (topic,), now_ms=now_ms, what="end")
@@ -95,6 +97,7 @@ class View:
 
     async def _freeze(self, start: Place, end: Place) -> None:
         metadata = await self._routing.topic(self.topic)
+        self._topic_id, self._schema_version = metadata.topic_id, max(len(metadata.schemas), 1)
         self._shape = Shape.of(metadata)
         self._stored = self._routing.schema(metadata, len(metadata.schemas)) if metadata.typed else RAW_SCHEMA
         partitions = await partitions_of(self._routing, self.topic)
@@ -270,6 +273,91 @@ class View:
             rows = stored_table([], self._shape, self._stored, 0, metadata=self._shape.typed)
         return self._finished(rows if self._filter is None else _apply(self._filter, rows), metadata=metadata)
 
+    # Joins ----------------------------------------------------------------------------------------------------------
+
+    def join_asof(
+        self,
+        right: View,
+        *,
+        on: str | None = None,
+        left_on: str | None = None,
+        right_on: str | None = None,
+        by: str | Sequence[str] | None = None,
+        by_left: str | Sequence[str] | None = None,
+        by_right: str | Sequence[str] | None = None,
+        known_at: str | None = None,
+        tolerance: Tolerance = None,
+        strategy: Strategy = "backward",
+        allow_exact_matches: bool = True,
+        suffix: str = "_right",
+    ) -> Joined:
+        """To each row of this view the last row of `right` that was there before it, by polars' names and rules
+        (https://docs.pola.rs/api/python/stable/reference/dataframe/api/polars.DataFrame.join_asof.html).
+
+        `on` is a time or a number; where none is named it is each topic's time column, or the records' timestamp. Times
+        of different precision and zone are compared as instants; those without a zone are UTC. `by`: columns that have
+        to be equal. `known_at` names the column of `right` that says when its row became known, or "_append_time", when
+        it was appended to the log: what was not known at the moment of a row is not joined to it, however early its own
+        time is; of what was known the latest is. `tolerance` (a timedelta, a number or polars' "10m") is how long
+        before. Columns of `right` that this view has, too, get the suffix; its `by` columns are left out.
+
+        The rows keep this view's order. Both views are read into memory. Raises InvalidArgument.
+        """
+        join = checked(
+            self._joinable(),
+            right._joinable(),
+            on=on,
+            left_on=left_on,
+            right_on=right_on,
+            by=by,
+            by_left=by_left,
+            by_right=by_right,
+            times=(self._time(), right._time()),
+            known_at=known_at,
+            tolerance=tolerance,
+            strategy=strategy,
+            allow_exact_matches=allow_exact_matches,
+            suffix=suffix,
+        )
+        lefts = [join.left_on, *join.by_left]
+        rights = [join.right_on, *join.by_right, *([] if known_at is None else [known_at])]
+        ours, theirs = (to_polars(v._with_columns(n)) for v, n in ((self, lefts), (right, rights)))
+        found = join_frames(ours, theirs, join)
+        wanted = [name for name in found.columns if name not in set(lefts) - set(self.schema.names)]
+        hidden = {f"{name}{suffix}" if name in ours.columns else name for name in set(rights) - set(right.schema.names)}
+        manifest = {"left": self.manifest(), "right": right.manifest(), "join": join.said()}
+        return Joined(found.select([name for name in wanted if name not in hidden]), manifest)
+
+    def manifest(self) -> dict[str, Any]:
+        """Which rows these are, as plain values: topic and its id, schema version, offsets by partition, and what is
+        left out of them."""
+        return {
+            "topic": self.topic,
+            "topic_id": self._topic_id,
+            "schema": self._schema_version,
+            "offsets": {str(r.partition.partition): [r.start, r.end] for r in self._ranges},
+            "isolation": "read_committed" if self._committed else "read_uncommitted",
+            "columns": None if self._columns is None else list(self._columns),
+            "filter": None if self._filter is None else str(self._filter),
+        }
+
+    def _time(self) -> str:
+        if not self._shape.typed:
+            return "timestamp"
+        return self._shape.time or "_timestamp"
+
+    def _joinable(self) -> list[str]:
+        every = read_schema(self._shape, self._stored, metadata=self._shape.typed).names
+        return [*every, *([] if APPEND_TIME in every else [APPEND_TIME])]
+
+    def _with_columns(self, names: Sequence[str]) -> pa.Table:
+        """The rows with the view's columns, and those of its topic that are named beside them."""
+        whole = copy(self)
+        whole._append_time = APPEND_TIME in names and APPEND_TIME not in self._stored.names
+        columns = self.schema.names
+        whole._columns = [*columns, *dict.fromkeys(name for name in names if name not in columns)]
+        return whole.to_arrow()
+
     # Reading --------------------------------------------------------------------------------------------------------
 
     def _table(self, ranges: list[Range], *, metadata: bool) -> pa.Table:
@@ -322,10 +410,12 @@ class View:
     def _decoded(self, runs: Iterable[tuple[TopicPartition, Fetched]], *, metadata: bool) -> Iterator[pa.Table]:
         """Stored tables, filtered. They have the metadata columns where somebody needs them."""
         with_metadata = self._needs_metadata(metadata)
-        keep = None if self._filter is not None or self._order == "time" else self._columns
+        keep = self._kept()
         for each in decode_runs(runs, self._check_crcs):
             of, schema = each.partition.partition, each.run.schema
             part = stored_table(each.pieces, self._shape, schema, of, metadata=with_metadata, columns=keep)
+            if self._append_time:
+                part = part.append_column(APPEND_TIME, append_times(each.pieces))
             yield part if self._filter is None else _apply(self._filter, part)
 
     def _needs_metadata(self, metadata: bool) -> bool:
@@ -334,11 +424,17 @@ class View:
         named = self._columns is not None and any(name in RESERVED_COLUMNS for name in self._columns)
         return metadata or named or self._filter is not None or self._order == "time"
 
+    def _kept(self) -> list[str] | None:
+        """The columns that are needed of what is stored; None: all."""
+        if self._filter is not None or self._order == "time" or self._columns is None:
+            return None
+        return [name for name in self._columns if not (self._append_time and name == APPEND_TIME)]
+
     def _joined(self, tables: list[pa.Table], *, metadata: bool) -> pa.Table:
         if not tables:
             with_metadata = self._needs_metadata(metadata)
-            keep = None if self._filter is not None or self._order == "time" else self._columns
-            return stored_table([], self._shape, self._stored, 0, metadata=with_metadata, columns=keep)
+            empty = stored_table([], self._shape, self._stored, 0, metadata=with_metadata, columns=self._kept())
+            return empty.append_column(APPEND_TIME, append_times([])) if self._append_time else empty
         return pa.concat_tables(tables, promote_options="default")
 
     def _finished(self, stored: pa.Table, *, metadata: bool) -> pa.Table:
