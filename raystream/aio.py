@@ -15,8 +15,9 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, ParamSpec, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, overload
 
+from raystream.aio_reading import THREADS, Table, View, in_thread
 from raystream.aio_transactions import Rewinding, Transactions
 from raystream.client.share_aio import ShareConsumer
 from raystream.types import (
@@ -39,17 +40,12 @@ from raystream.types import (
 )
 
 if TYPE_CHECKING:
-    import pandas as pd
-    import polars as pl
-    import pyarrow as pa
+    import duckdb
 
     from raystream.client.committing import Committing
     from raystream.client.consumer import Consumer as SyncConsumer
     from raystream.client.delivered import Batch
     from raystream.client.producer import Producer as SyncProducer
-    from raystream.client.reader import View as SyncView
-    from raystream.client.table import Change
-    from raystream.client.table import Table as SyncTable
     from raystream.cluster import Cluster as SyncCluster
     from raystream.jobs import ConsumerJob as SyncConsumerJob
 
@@ -58,12 +54,6 @@ __all__ = ["Cluster", "Consumer", "ConsumerJob", "Producer", "ShareConsumer", "T
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_THREADS: Final = ThreadPoolExecutor(32, thread_name_prefix="raystream-aio")
-
-
-async def _in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    return await asyncio.get_running_loop().run_in_executor(_THREADS, functools.partial(call, *args, **kwargs))
-
 
 async def connect(
     address: str | None = None, *, data_dir: str | os.PathLike[str] | None = None, namespace: str = "raystream"
@@ -71,7 +61,7 @@ async def connect(
     """As `raystream.connect`. Raises what that raises."""
     from raystream.cluster import connect as connect_and_wait  # imports Ray
 
-    return Cluster(await _in_thread(connect_and_wait, address, data_dir=data_dir, namespace=namespace))
+    return Cluster(await in_thread(connect_and_wait, address, data_dir=data_dir, namespace=namespace))
 
 
 class Cluster:
@@ -92,7 +82,7 @@ class Cluster:
 
     async def close(self) -> None:
         """As `close` of raystream.Cluster."""
-        await _in_thread(self.sync.close)
+        await in_thread(self.sync.close)
 
     async def __aenter__(self) -> Self:
         return self
@@ -115,83 +105,83 @@ class Cluster:
         exist_ok: bool = False,
     ) -> TopicDescription:
         """As `create_topic` of raystream.Cluster."""
-        return await _in_thread(
+        return await in_thread(
             self.sync.create_topic, name, partitions, replication_factor, schema, key, time, config, exist_ok
         )
 
     async def topics(self) -> Rows[TopicDescription]:
         """As `topics` of raystream.Cluster."""
-        return await _in_thread(self.sync.topics)
+        return await in_thread(self.sync.topics)
 
     async def describe_topic(self, name: str) -> TopicDescription:
         """As `describe_topic` of raystream.Cluster."""
-        return await _in_thread(self.sync.describe_topic, name)
+        return await in_thread(self.sync.describe_topic, name)
 
     async def alter_topic(
         self, name: str, config: Mapping[str, Any] | None = None, replication_factor: int | None = None
     ) -> TopicDescription:
         """As `alter_topic` of raystream.Cluster."""
-        return await _in_thread(self.sync.alter_topic, name, config, replication_factor)
+        return await in_thread(self.sync.alter_topic, name, config, replication_factor)
 
     async def reassign(self, name: str, replicas: Mapping[int, Sequence[int]]) -> TopicDescription:
         """As `reassign` of raystream.Cluster."""
-        return await _in_thread(self.sync.reassign, name, replicas)
+        return await in_thread(self.sync.reassign, name, replicas)
 
     async def elect_leaders(self, topic: str | None = None, unclean: bool = False) -> None:
         """As `elect_leaders` of raystream.Cluster."""
-        await _in_thread(self.sync.elect_leaders, topic, unclean)
+        await in_thread(self.sync.elect_leaders, topic, unclean)
 
     async def drain_broker(self, broker_id: int, drain: bool = True) -> None:
         """As `drain_broker` of raystream.Cluster."""
-        await _in_thread(self.sync.drain_broker, broker_id, drain)
+        await in_thread(self.sync.drain_broker, broker_id, drain)
 
     async def remove_broker(self, broker_id: int) -> None:
         """As `remove_broker` of raystream.Cluster."""
-        await _in_thread(self.sync.remove_broker, broker_id)
+        await in_thread(self.sync.remove_broker, broker_id)
 
     async def add_partitions(self, name: str, partitions: int) -> TopicDescription:
         """As `add_partitions` of raystream.Cluster."""
-        return await _in_thread(self.sync.add_partitions, name, partitions)
+        return await in_thread(self.sync.add_partitions, name, partitions)
 
     async def delete_topic(self, name: str) -> None:
         """As `delete_topic` of raystream.Cluster."""
-        await _in_thread(self.sync.delete_topic, name)
+        await in_thread(self.sync.delete_topic, name)
 
     async def delete_records(self, name: str, before: Mapping[int, int]) -> dict[int, int]:
         """As `delete_records` of raystream.Cluster."""
-        return await _in_thread(self.sync.delete_records, name, before)
+        return await in_thread(self.sync.delete_records, name, before)
 
     async def groups(self) -> Rows[GroupDescription]:
         """As `groups` of raystream.Cluster."""
-        return await _in_thread(self.sync.groups)
+        return await in_thread(self.sync.groups)
 
     async def describe_group(self, group: str) -> GroupDescription:
         """As `describe_group` of raystream.Cluster."""
-        return await _in_thread(self.sync.describe_group, group)
+        return await in_thread(self.sync.describe_group, group)
 
     async def lag(self, group: str) -> Rows[PartitionLag]:
         """As `lag` of raystream.Cluster."""
-        return await _in_thread(self.sync.lag, group)
+        return await in_thread(self.sync.lag, group)
 
     async def reset_offsets(
         self, group: str, topic: str, to: Position | None = None, dry_run: bool = False, *, shift: int | None = None
     ) -> Rows[OffsetMove]:
         """As `reset_offsets` of raystream.Cluster."""
-        return await _in_thread(self.sync.reset_offsets, group, topic, to, dry_run, shift=shift)
+        return await in_thread(self.sync.reset_offsets, group, topic, to, dry_run, shift=shift)
 
     async def delete_group(self, group: str) -> None:
         """As `delete_group` of raystream.Cluster."""
-        await _in_thread(self.sync.delete_group, group)
+        await in_thread(self.sync.delete_group, group)
 
     async def brokers(self) -> Rows[BrokerDescription]:
         """As `brokers` of raystream.Cluster."""
-        return await _in_thread(self.sync.brokers)
+        return await in_thread(self.sync.brokers)
 
     async def set_quota(
         self, client_id: str, *, produce_bytes_per_s: int | None = None, fetch_bytes_per_s: int | None = None
     ) -> None:
         """As `set_quota` of raystream.Cluster."""
-        await _in_thread(
+        await in_thread(
             self.sync.set_quota,
             client_id,
             produce_bytes_per_s=produce_bytes_per_s,
@@ -200,15 +190,15 @@ class Cluster:
 
     async def quotas(self) -> Rows[ClientQuota]:
         """As `quotas` of raystream.Cluster."""
-        return await _in_thread(self.sync.quotas)
+        return await in_thread(self.sync.quotas)
 
     async def health(self) -> Health:
         """As `health` of raystream.Cluster."""
-        return await _in_thread(self.sync.health)
+        return await in_thread(self.sync.health)
 
     async def write(self, topic: str, frame: Any, key: str | None = None, time: str | None = None) -> WriteResult:
         """As `write` of raystream.Cluster."""
-        return await _in_thread(self.sync.write, topic, frame, key, time)
+        return await in_thread(self.sync.write, topic, frame, key, time)
 
     def producer(self, **settings: Any) -> Producer:
         """A producer, to be used in `async with`, or closed with `await producer.close()`."""
@@ -224,7 +214,7 @@ class Cluster:
 
     async def consumer(self, topics: Any, group: Any = None, start: Position = LATEST, **settings: Any) -> Any:
         """As `consumer` of raystream.Cluster."""
-        made: Any = await _in_thread(functools.partial(self.sync.consumer, topics, group, start, **settings))
+        made: Any = await in_thread(functools.partial(self.sync.consumer, topics, group, start, **settings))
         return Consumer(made) if settings.get("share") is None else ShareConsumer(made)
 
     async def read(
@@ -237,11 +227,15 @@ class Cluster:
         **options: Any,
     ) -> View:
         """As `read` of raystream.Cluster."""
-        return View(await _in_thread(self.sync.read, topic, start, end, columns, filter, **options))
+        return View(await in_thread(self.sync.read, topic, start, end, columns, filter, **options))
+
+    async def sql(self, query: str, **options: Any) -> duckdb.DuckDBPyRelation:
+        """As `sql` of raystream.Cluster; what is returned computes when it is asked."""
+        return await in_thread(self.sync.sql, query, **options)
 
     async def table(self, topic: str, **options: Any) -> Table:
         """As `table` of raystream.Cluster."""
-        return Table(await _in_thread(self.sync.table, topic, **options))
+        return Table(await in_thread(self.sync.table, topic, **options))
 
     def pipeline(self, *arguments: Any, **options: Any) -> Any:
         """As `pipeline` of raystream.Cluster; its calls wait, so run them in threads."""
@@ -249,7 +243,7 @@ class Cluster:
 
     async def run_consumers(self, topics: Any, group: str | None = None, **options: Any) -> ConsumerJob:
         """As `run_consumers` of raystream.Cluster."""
-        return ConsumerJob(await _in_thread(self.sync.run_consumers, topics, group, **options))
+        return ConsumerJob(await in_thread(self.sync.run_consumers, topics, group, **options))
 
 
 class Producer(Transactions):
@@ -331,7 +325,7 @@ class Consumer(Rewinding):
         loop = asyncio.get_running_loop()
         record_handler, batch_handler = _on(loop, each_record), _on(loop, each_batch)
         run = functools.partial(self.sync.run, record_handler, batch_handler, **options)
-        running = loop.run_in_executor(_THREADS, run)
+        running = loop.run_in_executor(THREADS, run)
         try:
             await asyncio.shield(running)
         except asyncio.CancelledError:
@@ -346,7 +340,7 @@ class Consumer(Rewinding):
         self, batch: Batch | None = None, *, offsets: Mapping[str, Mapping[int, int]] | None = None
     ) -> None:
         """As `commit` of the consumer."""
-        await _in_thread(self.sync.commit, batch, offsets=offsets)
+        await in_thread(self.sync.commit, batch, offsets=offsets)
 
     def commit_async(self, batch: Batch | None = None) -> Committing:
         """As `commit_async` of the consumer: `await` what it returns, or do not wait."""
@@ -354,7 +348,7 @@ class Consumer(Rewinding):
 
     async def seek(self, topic: str, partition: int, offset: int | Position) -> None:
         """As `seek` of the consumer."""
-        await _in_thread(self.sync.seek, topic, partition, offset)
+        await in_thread(self.sync.seek, topic, partition, offset)
 
     def pause(self, topic: str | None = None, partition: int | None = None) -> None:
         """As `pause` of the consumer."""
@@ -374,15 +368,15 @@ class Consumer(Rewinding):
 
     async def committed(self, topic: str | None = None, partition: int | None = None) -> Any:
         """As `committed` of the consumer."""
-        return await _in_thread(self.sync.committed, topic, partition)
+        return await in_thread(self.sync.committed, topic, partition)
 
     async def lag(self) -> Rows[PartitionLag]:
         """As `lag` of the consumer."""
-        return await _in_thread(self.sync.lag)
+        return await in_thread(self.sync.lag)
 
     async def close(self, *, leave: bool | None = None) -> None:
         """As `close` of the consumer."""
-        await _in_thread(self.sync.close, processed=sys.exc_info()[1] is None, leave=leave)
+        await in_thread(self.sync.close, processed=sys.exc_info()[1] is None, leave=leave)
 
     async def __aenter__(self) -> Self:
         return self
@@ -390,7 +384,7 @@ class Consumer(Rewinding):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await _in_thread(self.sync.close, processed=error is None)
+        await in_thread(self.sync.close, processed=error is None)
 
 
 def _on(loop: asyncio.AbstractEventLoop, handler: Callable[[Any], Any] | None) -> Callable[[Any], Any] | None:
@@ -404,83 +398,6 @@ def _on(loop: asyncio.AbstractEventLoop, handler: Callable[[Any], Any] | None) -
     return handle
 
 
-class View:
-    """`cluster.read(…)` with coroutines."""
-
-    def __init__(self, view: SyncView) -> None:
-        self.sync = view
-
-    @property
-    def schema(self) -> pa.Schema:
-        """As `schema` of the view."""
-        return self.sync.schema
-
-    def offsets(self) -> dict[int, int]:
-        """As `offsets` of the view."""
-        return self.sync.offsets()
-
-    def lazy(self) -> pl.LazyFrame:
-        """As `lazy` of the view."""
-        return self.sync.lazy()
-
-    async def to_arrow(self, metadata: bool = False) -> pa.Table:
-        """As `to_arrow` of the view."""
-        return await _in_thread(self.sync.to_arrow, metadata)
-
-    async def to_pandas(self, metadata: bool = False) -> pd.DataFrame:
-        """As `to_pandas` of the view."""
-        return await _in_thread(self.sync.to_pandas, metadata)
-
-    async def to_polars(self, metadata: bool = False) -> pl.DataFrame:
-        """As `to_polars` of the view."""
-        return await _in_thread(self.sync.to_polars, metadata)
-
-    async def latest(self) -> pa.Table:
-        """The table that `latest()` of the view gives: of every key the last row."""
-        return await _in_thread(lambda: self.sync.latest().to_arrow())
-
-    async def count(self) -> int:
-        """As `count` of the view."""
-        return await _in_thread(self.sync.count)
-
-    async def head(self, n: int = 10) -> pd.DataFrame:
-        """As `head` of the view."""
-        return await _in_thread(self.sync.head, n)
-
-    async def tail(self, n: int = 10) -> pd.DataFrame:
-        """As `tail` of the view."""
-        return await _in_thread(self.sync.tail, n)
-
-
-class Table:
-    """`raystream`'s table with coroutines. What is there is looked up at once: `table.sync` is the mapping."""
-
-    def __init__(self, table: SyncTable) -> None:
-        self.sync = table
-
-    async def wait_until_caught_up(self, timeout: float | None = 30.0) -> None:
-        """As `wait_until_caught_up` of the table."""
-        await _in_thread(self.sync.wait_until_caught_up, timeout)
-
-    async def watch(self) -> AsyncIterator[Change]:
-        """As `watch` of the table: `async for change in table.watch()`. The first step begins to watch."""
-        with self.sync.watch() as changes:
-            while not changes.ended:
-                change = await _in_thread(changes.get, 0.2)
-                if change is not None:
-                    yield change
-
-    async def close(self) -> None:
-        """As `close` of the table."""
-        await _in_thread(self.sync.close)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
-
-
 class ConsumerJob:
     """What `run_consumers` started, with coroutines."""
 
@@ -489,12 +406,12 @@ class ConsumerJob:
 
     async def status(self) -> Any:
         """As `status` of the job."""
-        return await _in_thread(self.sync.status)
+        return await in_thread(self.sync.status)
 
     async def stop(self, timeout: float | None = 30.0) -> None:
         """As `stop` of the job."""
-        await _in_thread(self.sync.stop, timeout)
+        await in_thread(self.sync.stop, timeout)
 
     async def wait(self, timeout: float | None = None) -> None:
         """As `wait` of the job."""
-        await _in_thread(self.sync.wait, timeout)
+        await in_thread(self.sync.wait, timeout)

@@ -11,9 +11,10 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from raystream.actors.session import Session, open_session, show_notices
+from raystream.client import sql
 from raystream.client.admin import Admin, check_columns
 from raystream.client.consumer import Consumer
 from raystream.client.consuming import Consuming
@@ -43,6 +44,9 @@ from raystream.types import (
     TopicDescription,
     WriteResult,
 )
+
+if TYPE_CHECKING:
+    import duckdb
 
 logger = logging.getLogger("raystream")
 
@@ -389,6 +393,15 @@ class Cluster(Consuming):
         """A bounded read of a topic, whose bounds are fixed now. Nothing is read until the view is asked."""
         check_names(options, VIEW_OPTIONS, "read()")
         return View(self._routing, self._loop, topic, start=start, end=end, columns=columns, filter=filter, **options)
+
+    def sql(self, query: str, **options: Any) -> duckdb.DuckDBPyRelation:
+        """A query over topics as tables, by DuckDB (the extra `sql`): `cluster.sql("select count(*) from flights")`.
+
+        Every topic that it names is read as `read(topic, **options)` reads it, with bounds fixed now. What is returned
+        has `df()`, `pl()`, `to_arrow_table()`. Names with other signs than letters, digits and `_` stand in double
+        quotes. Raises TopicNotFound, and InvalidArgument for what is no single SELECT.
+        """
+        return sql.query(query, lambda topic: self.read(topic, **options))
 
     def table(
         self,
