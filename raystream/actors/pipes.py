@@ -151,13 +151,14 @@ class _Pipe:
                 text, buffers = self._answer()
             except Exception as error:
                 failure = error if isinstance(error, RequestTimeout) else _lost(error)
-                self.close()  # a late answer must not be taken for another's
+                self.ended = True  # a late answer must not be taken for another's
             else:
                 try:
                     result = wire.read_answer(text, buffers)
                 except Exception as error:
                     failure = error if isinstance(error, RaystreamError) else CorruptBatch(f"no answer: {error!r}")
             self._finish(result, failure)
+        self.close()  # not before: whoever is sending would say no more than that it has ended
         with self._sending:
             self._socket.close()
 

@@ -5,22 +5,26 @@ Both run in processes of their own: a run has to be the same whatever the hash s
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Mapping
 
 import pytest
 
+from tests.sim.beside import worlds
 from tests.sim.cluster.bugs import BUGS
+from tests.sim.cluster.ordinary import (
+    ALL,
+    PLANTED,
+    QUEUE_SEEDS,
+    QUEUES,
+    SEEDS,
+    TRANSACTION_SEEDS,
+    TRANSACTIONS,
+)
 from tests.sim.cluster.queue_bugs import BUGS as QUEUE_BUGS
 from tests.sim.cluster.transaction_bugs import BUGS as TRANSACTION_BUGS
 from tests.sim.planted import Bug
 
-SEEDS = 300
-QUEUE_SEEDS = 100
-TRANSACTION_SEEDS = 30
 KINDS = {
     "blackout",
     "power_cut",
@@ -47,16 +51,14 @@ KINDS = {
 
 
 def simulated(*arguments: str) -> str:
-    command = [sys.executable, "-W", "ignore", "-m", *arguments]
-    environment = {**os.environ, "PYTHONHASHSEED": "0"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    return done.stdout
+    status, said = worlds.told(*arguments)
+    assert status == 0, said[-8000:]
+    return said
 
 
 @pytest.mark.timeout(1200)
 def test_nothing_is_lost_doubled_or_out_of_order_whatever_happens() -> None:
-    told = simulated("tests.sim.cluster", "--seeds", str(SEEDS), "--jobs", "2")
+    told = simulated(*ALL)
     assert told.startswith(f"{SEEDS} seeds, ")
     assert {kind for kind in KINDS if f"'{kind}'" not in told} == set(), "some things do not come about any more"
 
@@ -76,19 +78,12 @@ def _told(world: str) -> list[str]:
 
 @pytest.mark.timeout(1200)
 def test_a_queue_forgets_nothing_whatever_happens() -> None:
-    told = simulated("tests.sim.cluster.queues", "--seeds", str(QUEUE_SEEDS), "--jobs", "2")
+    told = simulated(*QUEUES)
     assert told.startswith(f"{QUEUE_SEEDS} seeds, ")
 
 
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize(
-    ("planted", "bugs"),
-    [
-        ("tests.sim.cluster.bugs", BUGS),
-        ("tests.sim.cluster.queue_bugs", QUEUE_BUGS),
-        ("tests.sim.cluster.transaction_bugs", TRANSACTION_BUGS),
-    ],
-)
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(("planted", "bugs"), zip(PLANTED, (BUGS, QUEUE_BUGS, TRANSACTION_BUGS), strict=True))
 def test_every_planted_bug_is_caught(planted: str, bugs: Mapping[str, Bug]) -> None:
     """`python -m tests.sim.cluster.bugs` finds anew by which seed, where that has changed."""
     told = simulated(planted).splitlines()
@@ -98,5 +93,5 @@ def test_every_planted_bug_is_caught(planted: str, bugs: Mapping[str, Bug]) -> N
 
 @pytest.mark.timeout(1200)
 def test_everything_is_moved_exactly_once_whatever_happens() -> None:
-    told = simulated("tests.sim.cluster.transactions", "--seeds", str(TRANSACTION_SEEDS), "--jobs", "2")
+    told = simulated(*TRANSACTIONS)
     assert told.startswith(f"{TRANSACTION_SEEDS} seeds, ")
