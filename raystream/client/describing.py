@@ -21,6 +21,8 @@ from raystream.types import (
 )
 
 STATUS_TIMEOUT_MS: Final = 10_000.0
+LEADERLESS_TIMEOUT_MS: Final = 2_000.0
+"""So long a partition that has no leader may take to get one, for those who ask what it holds."""
 Statuses = dict[tuple[str, int], m.ReplicaStatus]
 """By topic id and partition."""
 
@@ -28,17 +30,18 @@ Statuses = dict[tuple[str, int], m.ReplicaStatus]
 async def statuses(routing: Routing, topics: Iterable[m.TopicMetadata]) -> Statuses:
     """What each partition's leader holds; partitions that do not answer are left out."""
 
-    async def ask(topic: str, partition: int) -> tuple[m.ReplicaStatus, ...]:
+    async def ask(actor: str, topic: str, partition: int) -> tuple[m.ReplicaStatus, ...]:
         async def call(leader: Leader, left_ms: float) -> tuple[m.ReplicaStatus, ...]:
             return await leader.port.status(timeout_ms=left_ms)
 
+        timeout_ms = STATUS_TIMEOUT_MS if actor else LEADERLESS_TIMEOUT_MS
         try:
-            return await routing.call_partition(topic, partition, call, timeout_ms=STATUS_TIMEOUT_MS)
+            return await routing.call_partition(topic, partition, call, timeout_ms=timeout_ms)
         except RaystreamError:
             return ()
 
     per_actor = {p.actor: (topic.name, p.partition) for topic in topics for p in topic.partitions}
-    answers = await asyncio.gather(*(ask(*place) for place in per_actor.values()))
+    answers = await asyncio.gather(*(ask(actor, *place) for actor, place in per_actor.items()))
     found = sorted((s for answer in answers for s in answer), key=lambda status: status.leading)
     return {(status.topic_id, status.partition): status for status in found}  # a leader's comes last, and counts
 
