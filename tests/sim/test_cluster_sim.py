@@ -83,7 +83,7 @@ def test_a_queue_forgets_nothing_whatever_happens() -> None:
 
 
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize(("planted", "bugs"), zip(PLANTED, (BUGS, QUEUE_BUGS, TRANSACTION_BUGS), strict=True))
+@pytest.mark.parametrize(("planted", "bugs"), [*zip(PLANTED, (BUGS, QUEUE_BUGS, TRANSACTION_BUGS), strict=True)])
 def test_every_planted_bug_is_caught(planted: str, bugs: Mapping[str, Bug]) -> None:
     """`python -m tests.sim.cluster.bugs` finds anew by which seed, where that has changed."""
     told = simulated(planted).splitlines()
