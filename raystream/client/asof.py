@@ -32,10 +32,10 @@ Strategy = Literal["backward", "forward", "nearest"]
 Unit = Literal["us", "ns"]
 Tolerance = str | int | float | dt.timedelta | None
 
-_ROW: Final = "__row"
-_ON: Final = "__on"
-_EVENT: Final = "__event"
-_KNOWN: Final = "__known"
+_ROW: Final = "__raystream_row"
+_ON: Final = "__raystream_on"
+_EVENT: Final = "__raystream_event"
+_KNOWN: Final = "__raystream_known"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,29 +145,33 @@ def _require(name: str, columns: Sequence[str], side: str) -> None:
 
 def join_frames(left: pl.DataFrame, right: pl.DataFrame, join: AsOf) -> pl.DataFrame:
     """`left` with the columns of `right`, row by row. Raises InvalidArgument where their types do not go together."""
+    try:
+        return _joined(left, right, join)
+    except (polars().exceptions.PolarsError, TypeError, ValueError) as error:
+        raise InvalidArgument(f"the views cannot be joined: {error}") from None
+
+
+def _joined(left: pl.DataFrame, right: pl.DataFrame, join: AsOf) -> pl.DataFrame:
     library = polars()
     on, event, known = _comparable(left, right, join)
     rows = left.with_row_index(_ROW).with_columns(on.alias(_ON))
     matches = _matches(right, left.columns, event, known, join)
     timed = rows.filter(library.col(_ON).is_not_null()).sort(_ON, maintain_order=True)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Sortedness of columns", category=UserWarning)
-            found = timed.join_asof(
-                matches,
-                left_on=_ON,
-                right_on=_KNOWN,
-                by_left=list(join.by_left) or None,
-                by_right=_by(join) or None,
-                strategy=join.strategy,
-                tolerance=join.tolerance if join.known_at is None else None,
-                allow_exact_matches=join.allow_exact_matches,
-                coalesce=False,
-            )
-        if join.known_at is not None and join.tolerance is not None:
-            found = _within(found, join, [name for name in matches.columns if name not in _by(join)])
-    except (library.exceptions.PolarsError, TypeError, ValueError) as error:
-        raise InvalidArgument(f"the views cannot be joined: {error}") from None
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sortedness of columns", category=UserWarning)
+        found = timed.join_asof(
+            matches,
+            left_on=_ON,
+            right_on=_KNOWN,
+            by_left=list(join.by_left) or None,
+            by_right=_by(join) or None,
+            strategy=join.strategy,
+            tolerance=join.tolerance if join.known_at is None else None,
+            allow_exact_matches=join.allow_exact_matches,
+            coalesce=False,
+        )
+    if join.known_at is not None and join.tolerance is not None:
+        found = _within(found, join, [name for name in matches.columns if name not in _by(join)])
     untimed = rows.filter(library.col(_ON).is_null())
     every = library.concat([found, untimed], how="diagonal").sort(_ROW)
     done: pl.DataFrame = every.drop(_ROW, _ON, _KNOWN, _EVENT)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 from raystream import messages as m
-from raystream.errors import InvalidTransactionState
+from raystream.errors import InvalidTransactionState, RaystreamError
 
 
 @dataclass(slots=True, eq=False)
@@ -30,6 +30,25 @@ def together(group: Iterable[Ended]) -> tuple[m.CommitRequest, ...]:
         offsets = {(offset.topic, offset.partition): offset for offset in (*before, *request.offsets)}
         merged[who] = replace(request, offsets=tuple(offsets.values()))
     return tuple(merged.values())
+
+
+def commit_all(ended: Iterable[Ended]) -> None:
+    """They are committed: whoever waits is told."""
+    for one in ended:
+        one.committed()
+        if not one.outcome.done():
+            one.outcome.set_result(None)
+
+
+def fail_all(ended: Iterable[Ended], failure: RaystreamError) -> RaystreamError | None:
+    """They are not: whoever waits is told. The failure, where one of them had nobody who waits."""
+    unseen: RaystreamError | None = None
+    for one in ended:
+        if not one.waited_for or one.outcome.cancelled():
+            unseen = failure
+        if not one.outcome.done():
+            one.outcome.set_exception(failure)
+    return unseen
 
 
 def aborted() -> InvalidTransactionState:

@@ -84,10 +84,11 @@ class Sender:
         self.accumulator: Accumulator
         self._depth = 1 if config.acks == 0 else config.max_in_flight  # without sequences only depth 1 keeps order
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _watch_the_end(self) -> None:
         """Lives as long as the loop does. When the connection is closed under the producer, nothing may wait on."""
@@ -98,8 +99,7 @@ class Sender:
             raise
 
     def _start(self) -> None:
-        if self._guard is None:
-            self._guard = asyncio.ensure_future(self._watch_the_end())
+        self._guard = self._guard or asyncio.ensure_future(self._watch_the_end())
 
     # Chunks ---------------------------------------------------------------------------------------------------------
 
@@ -144,14 +144,8 @@ class Sender:
 
     def _cut(self, sink: Sink, chunk: Chunk) -> None:
         try:
-            pieces = cut_chunk(
-                chunk,
-                sink,
-                self._partitioner,
-                lambda: self.idlest(sink),
-                self._clock.now_ms(),
-                self._config.delivery_timeout_ms,
-            )
+            now_ms, timeout_ms = self._clock.now_ms(), self._config.delivery_timeout_ms
+            pieces = cut_chunk(chunk, sink, self._partitioner, lambda: self.idlest(sink), now_ms, timeout_ms)
         except pa.ArrowException as error:
             self._refuse(chunk, InvalidRecord(f"the records for topic {sink.name!r} do not fit its columns: {error}"))
         except Exception as error:  # noqa: BLE001 - the user's partitioner may raise anything
@@ -201,8 +195,8 @@ class Sender:
 
     def next_partition(self, sink: Sink) -> int:
         """Partitions in turn, for slices of frames without a key. Any thread."""
-        self._turn += 1
-        return self._turn % sink.partitions
+        self._turn = (self._turn + 1) % sink.partitions
+        return self._turn
 
     def _look_again(self, sink: Sink) -> None:
         """Takes in partitions that were added; asks for metadata in the background when it is stale."""
@@ -232,7 +226,14 @@ class Sender:
                 return
             pieces = self._unexpired(pipeline.next_pieces(), pipeline.trouble)
             if pieces:
-                self._spawn(self._deliver(pipeline, pipeline.next_batch(pieces)))
+                self._send_off(pipeline, pipeline.next_batch(pieces))
+
+    def _send_off(self, pipeline: Pipeline, batch: Batch) -> None:
+        def ended(_: object) -> None:
+            if batch in pipeline.in_flight:  # cancelled before its first step: nobody else settles it
+                self._settle(pipeline, batch, None, self.failure or Closed("the producer was closed before"))
+
+        self._spawn(self._deliver(pipeline, batch)).add_done_callback(ended)
 
     def _may_number(self, pipeline: Pipeline) -> bool:
         """Whether batches of the pipeline can be given producer id and sequence; asks for what is missing."""
@@ -246,10 +247,9 @@ class Sender:
     def _unexpired(self, pieces: list[Piece], cause: BaseException | None) -> list[Piece]:
         now = self._clock.monotonic_ms()
         late = [piece for piece in pieces if piece.deadline_ms <= now]
-        if not late:
-            return pieces
-        self._fail(late, never_sent(self._config.delivery_timeout_ms, cause))
-        return [piece for piece in pieces if piece.deadline_ms > now]
+        if late:
+            self._fail(late, never_sent(self._config.delivery_timeout_ms, cause))
+        return [piece for piece in pieces if piece.deadline_ms > now] if late else pieces
 
     def _after(self, pipeline: Pipeline) -> None:
         """A batch was settled: what waited for it may go."""

@@ -18,7 +18,7 @@ from typing import Any, Final, Literal
 from raystream import batch as b
 from raystream import messages as m
 from raystream.client.accumulator import Sink
-from raystream.client.ended import Ended, aborted, together
+from raystream.client.ended import Ended, aborted, commit_all, fail_all, together
 from raystream.client.ledger import Ledger
 from raystream.client.pipeline import Batch, Pipeline, TakenBack
 from raystream.client.routing import Routing
@@ -74,23 +74,22 @@ class TransactionalSender(Sender):
         self._ended: deque[Ended] = deque()
         self._group: list[Ended] = []
         """What is being committed, as one."""
+        self._lost_behind: RaystreamError | None = None
+        """Why those are not committed that ended behind one of which nobody knows, where nobody waited for them."""
         self._committing: asyncio.Task[None] | None = None
         self._unsettled: Counter[int] = Counter()
-        """Of each transaction: pieces that are neither acknowledged nor failed."""
         self._settled = asyncio.Event()
         self._hurry = asyncio.Event()
-        """Somebody waits for what is being committed."""
         self._spoilt: dict[int, BaseException] = {}
         """Why transactions whose turn has not come cannot be committed."""
         self._registered: set[tuple[str, int]] = set()
         self._wanted: dict[tuple[str, int], Pipeline] = {}
         self._registering = False
         self._expected: dict[str, int] = {}
-        """By topic id: the partition that was registered before a record was sent to it."""
+
         self._gathering: dict[str, int] = {}
         """By topic id: the partition in which records without a key wait for their transaction's turn."""
         self._keyless: set[str] = set()
-        """Topics whose records went to any partition lately."""
         self._told = False
         """Whether the coordinator may know of the open transaction."""
 
@@ -99,7 +98,7 @@ class TransactionalSender(Sender):
     @property
     def goes_on(self) -> bool:
         """Whether a transaction may begin without waiting for anything. Any thread."""
-        return self.state in ("ready", "ending") and self.failure is None
+        return self.state in ("ready", "ending") and self.failure is None and self.unseen is None
 
     @property
     def undecided(self) -> bool:
@@ -123,8 +122,12 @@ class TransactionalSender(Sender):
     async def idle(self) -> None:
         """Waits until no commit is on its way."""
         while self._committing is not None:
-            self._hurry.set()
+            self.hurry()
             await asyncio.wait((self._committing,))
+
+    def hurry(self) -> None:
+        """Somebody waits: what is to be committed lingers no longer."""
+        self._hurry.set()
 
     async def _take_over(self) -> None:
         request = m.InitProducerRequest(
@@ -204,30 +207,27 @@ class TransactionalSender(Sender):
         try:
             await self._end(commit=True, offsets=together(self._group))
         except RequestTimeout as error:
-            self._failed(error)
+            self.failure = error
+            self._fail_waiting()
         except RaystreamError as error:
-            self._failed(error)
             if self.state == "ending":
                 self.state = "ready"
+            self._failed(error)
         else:
             self._answer_committed()
 
     def _answer_committed(self) -> None:
-        group, self._group = self._group, []
-        for ended in group:
-            ended.committed()
-            if not ended.outcome.done():
-                ended.outcome.set_result(None)
+        commit_all(self._group)
+        self._group = []
 
     def _answer_failed(self, failure: RaystreamError) -> None:
-        for ended in (*self._group, *self._ended):
-            if not ended.waited_for or ended.outcome.cancelled():
-                self.unseen = failure
-            if not ended.outcome.done():
-                ended.outcome.set_exception(failure)
-        self._ended.clear()
-        if not self.undecided:
+        if self.undecided:  # of those behind it everybody knows: they are not committed
+            self._lost_behind = fail_all(self._ended, self._why())
+            self.unseen = fail_all(self._group, failure) or self._lost_behind
+        else:
+            self.unseen = fail_all([*self._group, *self._ended], failure) or self.unseen
             self._group = []
+        self._ended.clear()
 
     def _let_go(self, number: int) -> None:
         """Records of transactions up to this one may be sent from now on."""
@@ -247,9 +247,11 @@ class TransactionalSender(Sender):
         except RequestTimeout:
             raise
         except RaystreamError as error:
+            self.unseen = self._lost_behind
             if self.state == "ending":
                 self.state, self.failure = "ready", error
             raise
+        self.unseen = self._lost_behind
         self._answer_committed()
         self._forgive()
 
@@ -281,6 +283,8 @@ class TransactionalSender(Sender):
         for task in under_way:
             task.cancel()
         await asyncio.gather(*under_way, return_exceptions=True)
+        self._registering = False  # those that were cancelled before their first step have not said so
+        self._refreshing.clear()
         try:
             await self._end(commit=False, offsets=())
         except InvalidTransactionState:  # it was committed: asked again, it says so, and the producer goes on
@@ -289,9 +293,11 @@ class TransactionalSender(Sender):
 
     def _forgive(self) -> None:
         """All transactions up to now have ended, one way or another; the next one goes on."""
-        self.failure = None
+        self.failure = self._lost_behind = None
         self._group = []
         self._spoilt.clear()
+        for number in [at for at in self._unsettled if at < self.accumulator.transaction]:
+            del self._unsettled[number]
         self._let_go(self.accumulator.transaction)
 
     async def _end(self, *, commit: bool, offsets: tuple[m.CommitRequest, ...]) -> None:
@@ -333,9 +339,19 @@ class TransactionalSender(Sender):
         """What is open cannot be committed any more; what waits fails now."""
         if self.failure is None:
             self.failure = error if isinstance(error, RaystreamError) else InvalidTransactionState(repr(error))
+        self._fail_waiting()
+
+    def _fail_waiting(self) -> None:
         self._settled.set()
         for pipeline in self._all_pipelines():
-            self._fail(pipeline.take_all(), self.failure)
+            self._fail(pipeline.take_all(), self._why())
+
+    def _why(self) -> RaystreamError:
+        """Why what waits is not sent."""
+        assert self.failure is not None
+        if self.undecided:
+            return InvalidTransactionState(f"not committed: nobody knows whether the one before it is: {self.failure}")
+        return self.failure
 
     def _fail(self, pieces: list[Piece], error: BaseException) -> None:
         super()._fail(pieces, error)
@@ -355,10 +371,12 @@ class TransactionalSender(Sender):
             self._failed(error)
 
     def _count_down(self, pieces: Iterable[Piece]) -> None:
-        for piece in pieces:
-            self._unsettled[piece.transaction] -= 1
-            if not self._unsettled[piece.transaction]:
-                del self._unsettled[piece.transaction]
+        for piece in pieces:  # those of a topic that is gone were never counted
+            left = self._unsettled[piece.transaction] - 1
+            if left > 0:
+                self._unsettled[piece.transaction] = left
+            else:
+                self._unsettled.pop(piece.transaction, None)
                 self._settled.set()
 
     # Sending --------------------------------------------------------------------------------------------------------
@@ -372,7 +390,6 @@ class TransactionalSender(Sender):
         return pipeline
 
     def stop(self, error: RaystreamError) -> None:
-        """Fails what is left and ends the tasks."""
         super().stop(error)
         if self._committing is not None:
             self._committing.cancel()
@@ -404,14 +421,14 @@ class TransactionalSender(Sender):
             self._keyless.discard(sink.topic_id)
         self._unsettled.update(piece.transaction for piece in pieces)
         if self.failure is not None:
-            self._fail(pieces, self.failure)
+            self._fail(pieces, self._why())
         else:
             super()._queue(sink, pieces)
 
     def _may_number(self, pipeline: Pipeline) -> bool:
         """A partition's batches leave once it is among the transaction's."""
         if self.failure is not None:
-            self._fail(pipeline.take_all(), self.failure)
+            self._fail(pipeline.take_all(), self._why())
             return False
         if pipeline.place in self._registered:
             if pipeline.producer_id is None:

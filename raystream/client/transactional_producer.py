@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ from raystream.client.committing import Committing
 from raystream.client.consumer import Consumer
 from raystream.client.delivered import Batch
 from raystream.client.ended import Ended
+from raystream.client.loop import LONGEST_WAIT_S
 from raystream.client.partitioner import Partitioner
 from raystream.client.producer import Producer
 from raystream.client.sent import SentMany
@@ -85,6 +86,11 @@ class TransactionalProducer(Producer):
         self._check_transaction()
         return super()._open_sink(topic)
 
+    def _check_may_wait(self) -> None:
+        self._check_process()
+        if self._loop.is_current():
+            raise InvalidArgument("a transaction waits for what comes on this thread: begin and end it on another")
+
     def _check_transaction(self) -> None:
         if not self._open:
             if self._sender.state == "fenced" and self._sender.failure is not None:
@@ -125,7 +131,7 @@ class TransactionalProducer(Producer):
         """Opens a transaction. The first one takes over the transactional id: its earlier producer is fenced, and what
         that left open is aborted. Raises FencedProducer, InvalidTransactionState, RequestTimeout; and why an earlier
         transaction is not committed that nobody waited for: then none is open, and the next call opens one."""
-        self._check_process()
+        self._check_may_wait()
         self._ledger.check_open()
         with self._deciding:
             if self._open:
@@ -147,13 +153,16 @@ class TransactionalProducer(Producer):
         much as one, so that many small ones come close to no transactions at all. Where one fails, all that have begun
         meanwhile fail with it, and the next call of this producer raises it.
         """
-        self._check_process()
+        self._check_may_wait()
         with self._deciding:
             if not self._open and self._sender.undecided:
-                return self._waited_for(self._sender.ask_again())
+                future = self._loop.submit(self._sender.ask_again())
+                self._loop.wait(future)
+                return Committing(future)
             self._check_transaction()
             self._raise_unseen()
             if wait:
+                self._post(self._sender.hurry)
                 super().flush()
             if self._sender.failure is not None:
                 self._loop.run(self._sender.idle())
@@ -164,30 +173,28 @@ class TransactionalProducer(Producer):
             return self._commit(wait=wait)
 
     def _commit(self, *, wait: bool) -> Committing:
-        offsets, self._offsets = self._offsets, []
+        offsets = self._offsets
 
         def committed() -> None:
             for consumer, request in offsets:
                 consumer.committed_elsewhere(request)
 
         ended = Ended(self._end_block(), tuple(request for _, request in offsets), committed, waited_for=wait)
-        if wait:
-            return self._waited_for(self._sender.commit(ended))
         future = self._loop.submit(self._sender.commit(ended))
+        self._shut_sinks()  # not before: an interrupt leaves a transaction open, which can be aborted
+        self._offsets = []
+        if wait:
+            self._loop.wait(future)
+            return Committing(future)
         self._under_way.append(future)
         while self._under_way and (self._under_way[0].done() or len(self._under_way) > MAX_UNDER_WAY):
-            with contextlib.suppress(RaystreamError):  # `_raise_unseen` tells it
-                self._loop.wait(self._under_way.popleft())
-        return Committing(future)
-
-    def _waited_for(self, commit: Coroutine[Any, Any, None]) -> Committing:
-        future = self._loop.submit(commit)
-        self._loop.wait(future)
+            concurrent.futures.wait((self._under_way[0],), LONGEST_WAIT_S)  # how it went, `_raise_unseen` tells
+            if self._under_way[0].done():
+                self._under_way.popleft()
         return Committing(future)
 
     def _end_block(self) -> int:
         """What is sent from now on belongs to the next transaction. The number of the one that has ended."""
-        self._shut_sinks()
         return self._accumulator.end_transaction(list(self._sender.sinks.values()))
 
     def _shut_sinks(self) -> None:
@@ -198,10 +205,9 @@ class TransactionalProducer(Producer):
     def _raise_unseen(self) -> None:
         """Raises why a transaction has failed whose commit nobody waited for; once."""
         failure, self._sender.unseen = self._sender.unseen, None
-        if isinstance(failure, RequestTimeout):  # nobody knows, which is more than that records have failed since
-            self._ledger.take_failures()
         if failure is not None:
-            self._ledger.raise_failures()
+            if not isinstance(failure, RequestTimeout):  # that nobody knows is more than that records have failed since
+                self._ledger.raise_failures()
             raise failure
 
     def abort_transaction(self) -> None:
@@ -209,17 +215,21 @@ class TransactionalProducer(Producer):
         that were not acknowledged yet fail. After a commit that failed, it does nothing more. Raises FencedProducer,
         InvalidTransactionState, RequestTimeout; and, once that is done, why an earlier transaction is not committed
         that nobody waited for."""
-        self._check_process()
+        self._check_may_wait()
         with self._deciding:
             if not self._open and self._sender.failure is None:
                 self._check_transaction()
-            self._offsets = []
-            number = self._end_block() if self._open else None
-            try:
-                self._loop.run(self._sender.abort(number))
-                self._raise_unseen()
-            finally:
-                self._ledger.take_failures()
+            self._abort(None)
+
+    def _abort(self, timeout: float | None) -> None:
+        future = self._loop.submit(self._sender.abort(self._end_block() if self._open else None))
+        self._shut_sinks()
+        self._offsets = []
+        try:
+            self._loop.wait(future, timeout)
+            self._raise_unseen()
+        finally:
+            self._ledger.take_failures()
 
     def commit_offsets(self, consumer: Consumer, batch: Batch | None = None) -> None:
         """The consumer's positions, up to everything handed out so far or to the end of `batch`, move with this
@@ -242,7 +252,7 @@ class TransactionalProducer(Producer):
         if not self._open and not self._loop.is_current():
             self._loop.run(self._sender.idle(), timeout)
             self._raise_unseen()
-        super().flush(None if deadline is None else max(deadline - time.monotonic(), 0.0))
+        super().flush(_left(deadline))
 
     def close(self, timeout: float | None = None) -> None:
         """Aborts the open transaction, if there is one, waits for the commits that are on their way, and closes. Raises
@@ -250,25 +260,38 @@ class TransactionalProducer(Producer):
         if self.closed or self._loop.is_current() or os.getpid() != self._pid:
             super().close(timeout)
             return
-        unseen: RaystreamError | None = None
+        deadline = None if timeout is None else time.monotonic() + timeout
+        late: RaystreamError | None = None
         try:
             with contextlib.suppress(Closed):
                 self._loop.run(self._sender.idle(), timeout)
         except RequestTimeout as error:
-            unseen = error
-        unseen, self._sender.unseen = self._sender.unseen or unseen, None
-        if self._open or self._sender.failure is not None:
-            with contextlib.suppress(RaystreamError):
-                self.abort_transaction()
-        super().close(timeout)
+            late = error
+        unseen, self._sender.unseen = self._sender.unseen or late, None
+        if late is None and (self._open or self._sender.failure is not None):
+            with self._deciding, contextlib.suppress(RaystreamError):
+                self._abort(_left(deadline))
+        super().close(_left(deadline))
         if unseen is not None:
             raise unseen
 
     def _deliver_at_exit(self, deadline: float) -> str | None:
-        if not self.closed and os.getpid() == self._pid:
-            with contextlib.suppress(RaystreamError):
-                self._loop.run(self._sender.idle(), max(deadline - time.monotonic(), 0.0))
-        return super()._deliver_at_exit(deadline)
+        if self.closed or os.getpid() != self._pid:
+            return None
+        why: RaystreamError | None = None
+        try:
+            self._loop.run(self._sender.idle(), _left(deadline))
+            why = self._sender.unseen
+        except Closed:  # the connection ended before: there is nobody to ask
+            pass
+        except RaystreamError as error:
+            why = error
+        lost = super()._deliver_at_exit(deadline)
+        return lost if why is None else f"raystream: a producer was not closed, and its last transaction failed: {why}"
+
+
+def _left(deadline: float | None) -> float | None:
+    return None if deadline is None else max(deadline - time.monotonic(), 0.0)
 
 
 def producer_kind(transactional_id: str | None) -> Callable[..., Producer]:

@@ -20,6 +20,10 @@ PAUSE_S: Final = 0.003
 """After each step, for the syncs of others."""
 SMALL_BYTES: Final = 4 * STEP_BYTES
 LOOK_S: Final = 0.5
+GRACE_S: Final = 15.0
+"""So long nothing is cut: what the kernel has taken into a socket from the file may be on its way yet."""
+MAX_HELD: Final = 32
+"""More files at once go as the system has it."""
 LET_GO_S: Final = 60.0
 """So long a file that others use is kept, to be made shorter once they let go."""
 
@@ -30,6 +34,7 @@ class Remover:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._held = 0
         self._files: queue.SimpleQueue[tuple[int, float]] = queue.SimpleQueue()
 
     def unlink(self, path: str) -> None:
@@ -37,13 +42,21 @@ class Remover:
         if os.lstat(path).st_size <= SMALL_BYTES:
             os.unlink(path)
             return
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        descriptor = None
+        with suppress(OSError):  # too many are open, or it may not be written: it goes as any
+            if self._held < MAX_HELD:
+                descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
             os.unlink(path)
         except OSError:
-            os.close(descriptor)
+            if descriptor is not None:
+                os.close(descriptor)
             raise
-        self._files.put((descriptor, time.monotonic() + LET_GO_S))
+        if descriptor is None:
+            return
+        with self._lock:
+            self._held += 1
+        self._files.put((descriptor, time.monotonic()))
         with self._lock:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="raystream-removal", daemon=True)
@@ -54,14 +67,21 @@ class Remover:
         while True:
             with suppress(queue.Empty):
                 held.append(self._files.get(timeout=LOOK_S if held else None))
-            held = [(descriptor, until) for descriptor, until in held if not _let_go(descriptor, until)]
+            left = [(descriptor, since) for descriptor, since in held if not _let_go(descriptor, since)]
+            with self._lock:
+                self._held -= len(held) - len(left)
+            held = left
 
 
-def _let_go(descriptor: int, until: float) -> bool:
-    if not _used_by_others(descriptor):
-        _shorten(descriptor)
-    elif time.monotonic() < until:
-        return False
+def _let_go(descriptor: int, since: float) -> bool:
+    age_s = time.monotonic() - since
+    if os.fstat(descriptor).st_nlink == 0:  # else it has another name, and stays as it is
+        if age_s < GRACE_S:
+            return False
+        if not _used_by_others(descriptor):
+            _shorten(descriptor)
+        elif age_s < LET_GO_S:
+            return False
     os.close(descriptor)
     return True
 

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Coroutine, Iterator
+from typing import Any
+
+import pyarrow as pa
 import pytest
 
 from raystream import messages as m
 from raystream.client.ended import Ended, together
 from raystream.client.producer import Producer
 from raystream.client.transactional_producer import TransactionalProducer
-from raystream.errors import DeliveryFailed, InvalidRecord, InvalidTransactionState, RequestTimeout
+from raystream.errors import (
+    DeliveryFailed,
+    FencedMember,
+    InvalidRecord,
+    InvalidTransactionState,
+    RequestTimeout,
+    TopicNotFound,
+)
 from tests.fakes.cluster import FakeCluster, FakeTopic, refused
 from tests.fakes.log import eventually
 from tests.fakes.transactions import TransactionalCoordinator, seen
@@ -206,3 +218,137 @@ def test_positions_of_those_that_are_committedtogether_are_the_last_of_each_part
 
     ended = [Ended(n, (moved(n, epoch),), lambda: None) for n, epoch in ((1, 1), (2, 1), (3, 2))]
     assert together(ended) == (moved(2), moved(3, 2)), "each epoch is checked by itself"
+
+
+# What reviews have found ----------------------------------------------------------------------------------------------
+
+
+def test_what_ended_behind_an_unanswered_commit_is_known_not_to_be_committed(
+    producer: Producer,
+    topic: FakeTopic,
+    coordinator: TransactionalCoordinator,
+    cluster: FakeCluster,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("raystream.client.transactional.COORDINATOR_WAIT_MS", 300.0)
+    hold(coordinator)
+    commits = []
+    for number in range(2):
+        producer.begin_transaction()
+        producer.send("t", str(number), partition=0)
+        commits.append(producer.commit_transaction(wait=False))
+        eventually(lambda: "end" in coordinator.calls)
+    with pytest.raises(RequestTimeout):
+        commits[0].result(10)
+    with pytest.raises(InvalidTransactionState, match="not committed: nobody knows whether the one before it is"):
+        commits[1].result(10)
+    release(coordinator, cluster)
+    producer.commit_transaction()
+    assert seen(topic) == [b"0"]
+    with pytest.raises(DeliveryFailed, match="1 record for t could not be delivered"):
+        producer.begin_transaction()
+    with producer.transaction():
+        producer.send("t", "2", partition=0)
+    assert seen(topic) == [b"0", b"2"]
+
+
+def test_an_answer_that_was_asked_for_again_is_no_news_later(
+    producer: Producer,
+    topic: FakeTopic,
+    coordinator: TransactionalCoordinator,
+    cluster: FakeCluster,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("raystream.client.transactional.COORDINATOR_WAIT_MS", 300.0)
+    hold(coordinator)
+    producer.begin_transaction()
+    producer.send("t", "a", partition=0)
+    with pytest.raises(RequestTimeout):
+        producer.commit_transaction(wait=False).result(10)
+    release(coordinator, cluster)
+    producer.commit_transaction()
+    with producer.transaction():
+        producer.send("t", "b", partition=0)
+    assert seen(topic) == [b"a", b"b"]
+
+
+def test_aborting_in_the_midst_of_sending_leaves_nothing_unsettled(cluster: FakeCluster, topic: FakeTopic) -> None:
+    TransactionalCoordinator(cluster)
+    producer = cluster.producer(transactional_id="tx", linger_ms=0)
+    for turn in range(60):
+        producer.begin_transaction()
+        for _ in range(50):
+            producer.send("t", b"x" * 100, partition=0)
+        time.sleep(turn % 20 / 10_000)
+        for _ in range(20):
+            producer.send("t", b"x" * 100, partition=0)
+        producer.abort_transaction()
+    assert producer._ledger.wait_settled(producer._ledger.unsettled(), time.monotonic() + 5) == 0
+    assert seen(topic) == []
+
+
+def test_a_frame_whose_topic_vanishes_does_not_stop_the_next_transaction(
+    producer: Producer, topic: FakeTopic, cluster: FakeCluster
+) -> None:
+    other = cluster.create("other")
+
+    def rows(value: bytes) -> pa.RecordBatch:
+        return pa.record_batch([pa.array([value], pa.binary())], names=["value"])
+
+    def slices() -> Iterator[pa.RecordBatch]:
+        yield rows(b"1")
+        sink = producer._sender.sinks["other"]
+        cluster.on_loop(lambda: producer._sender._lose(sink, TopicNotFound("gone")))
+        yield rows(b"2")
+
+    def send() -> None:
+        with producer.transaction():
+            producer.send_frame("other", pa.RecordBatchReader.from_batches(rows(b"").schema, slices()))
+
+    with pytest.raises(DeliveryFailed, match="gone"):
+        send()
+    with producer.transaction():
+        producer.send("t", "x", partition=0)
+    assert seen(topic) == [b"x"] and seen(other) == []
+
+
+def test_a_commit_that_is_waited_for_lingers_for_nobody(cluster: FakeCluster, topic: FakeTopic) -> None:
+    TransactionalCoordinator(cluster)
+    producer = cluster.producer(transactional_id="tx", linger_ms=20_000)
+    for wait in (False, True):
+        with producer.transaction(wait=wait):
+            producer.send("t", "x", partition=0)
+    assert seen(topic) == [b"x", b"x"]
+
+
+def test_an_interrupt_before_an_end_is_on_its_way_leaves_the_transaction_open(
+    producer: Producer, topic: FakeTopic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(work: Coroutine[Any, Any, Any]) -> Any:
+        monkeypatch.undo()
+        work.close()
+        raise KeyboardInterrupt
+
+    def send(value: str) -> None:
+        with producer.transaction(wait=False):
+            producer.send("t", value, partition=0).result(10)
+            monkeypatch.setattr(producer._loop, "submit", interrupted)
+
+    with pytest.raises(KeyboardInterrupt):
+        send("a")
+    with producer.transaction():
+        producer.send("t", "b", partition=0)
+    assert seen(topic) == [b"b"]
+
+
+def test_an_exit_tells_of_a_commit_that_failed(
+    producer: Producer, coordinator: TransactionalCoordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(request: m.EndTransactionRequest, *, timeout_ms: float) -> m.EndTransactionReply:
+        raise FencedMember("another has it")
+
+    monkeypatch.setattr(coordinator, "end_transaction", refuse)
+    with producer.transaction(wait=False):
+        producer.send("t", "a", partition=0)
+    said = producer._deliver_at_exit(time.monotonic() + 5)
+    assert said == "raystream: a producer was not closed, and its last transaction failed: another has it"

@@ -171,6 +171,7 @@ def test_a_commit_of_positions_alone_whose_outcome_is_unknown_is_not_aborted_una
     coordinator.lose.extend(["end"] * 1_000)
     moved: list[str] = []
     number = producer._end_block()
+    producer._shut_sinks()
     with pytest.raises(RequestTimeout):
         cluster.loop.run(sender.commit(Ended(number, offsets, lambda: moved.append("moved"))))
     coordinator.lose.clear()

@@ -17,6 +17,14 @@ from raystream.storage.files import DiskFiles
 from tests.fakes.log import eventually
 
 LARGE = removal.SMALL_BYTES + 5_000_000
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(removal, "GRACE_S", 0.1)
+    monkeypatch.setattr(removal, "LOOK_S", 0.02)
+
+
 linux = pytest.mark.skipif(sys.platform != "linux", reason="whether a file is used elsewhere is asked of Linux")
 
 
@@ -76,8 +84,7 @@ def reader(path: str) -> Iterator[Callable[[], str]]:
 
 
 @linux
-def test_what_is_mapped_stays_whole_until_it_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(removal, "LOOK_S", 0.02)
+def test_what_is_mapped_stays_whole_until_it_is_let_go(tmp_path: Path) -> None:
     path = large(tmp_path)
     with reader(path) as seen:
         DiskFiles().unlink(path)
@@ -89,13 +96,35 @@ def test_what_is_mapped_stays_whole_until_it_is_let_go(tmp_path: Path, monkeypat
 
 @linux
 def test_what_others_keep_is_given_up_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(removal, "LOOK_S", 0.02)
-    monkeypatch.setattr(removal, "LET_GO_S", 0.1)
+    monkeypatch.setattr(removal, "LET_GO_S", 0.2)
     path = large(tmp_path)
     with reader(path) as seen:
         DiskFiles().unlink(path)
         eventually(lambda: not opened(path))
         assert seen() == f"{LARGE}\n"
+
+
+@linux
+def test_what_has_another_name_stays_whole(tmp_path: Path) -> None:
+    path = large(tmp_path)
+    os.link(path, tmp_path / "backup")
+    DiskFiles().unlink(path)
+    eventually(lambda: not opened(path))
+    time.sleep(0.2)
+    assert (tmp_path / "backup").stat().st_size == LARGE
+
+
+@linux
+def test_where_no_more_may_be_open_they_go_as_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(removal, "MAX_HELD", 1)
+    monkeypatch.setattr(removal, "GRACE_S", 60.0)
+    files = DiskFiles()
+    first = large(tmp_path)
+    files.unlink(first)
+    second = tmp_path / "second"
+    second.write_bytes(b"x" * LARGE)
+    files.unlink(str(second))
+    assert opened(first) == [LARGE] and not opened(str(second)) and not second.exists()
 
 
 def test_a_file_that_is_not_there_and_small_ones(tmp_path: Path) -> None:
