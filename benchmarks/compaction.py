@@ -21,6 +21,7 @@ import pyarrow as pa
 from raystream import batch as b
 from raystream import messages as m
 from raystream.actors import compaction
+from raystream.actors.background import let_others_go_first
 from raystream.actors.compaction import Compactor
 from raystream.actors.leading import Append
 from raystream.actors.partition import SWITCH_INTERVAL_S
@@ -142,7 +143,12 @@ def main() -> None:
         alone = append_for(partition, small, args.rate, lambda: time.perf_counter() > ends) if args.rate else []
         compactor = Compactor(lambda: [partition.replica], SystemClock(), partition.on_writer)
         done: list[Any] = []
-        thread = threading.Thread(target=lambda: done.extend(compactor.round()))
+
+        def compact() -> None:
+            let_others_go_first()  # as the compactor's own thread does
+            done.extend(compactor.round())
+
+        thread = threading.Thread(target=compact)
         began = time.perf_counter()
         thread.start()
         meanwhile = append_for(partition, small, args.rate, lambda: not thread.is_alive()) if args.rate else []

@@ -42,6 +42,9 @@ RAW_READ_SCHEMA: Final = pa.schema(
 """What a reader of a raw topic sees: the columns of Ray Data's Kafka reader."""
 
 RESERVED_COLUMNS: Final = ("_partition", "_offset", "_timestamp")
+APPEND_TIME: Final = "_append_time"
+"""When the partition's leader appended the row, milliseconds since the epoch: it was known to nobody before. Joins take
+it beside a topic's columns; a topic has none of that name."""
 _DICTIONARY_KEY: Final = b"raystream.dictionary"
 _SCHEMA_KEY: Final = b"raystream"
 _SCHEMA_PREFIX: Final = b"raystream-schema/1 "
@@ -68,7 +71,7 @@ def stored_schema(schema: pa.Schema) -> pa.Schema:
     if not names:
         raise InvalidRecord("a typed topic needs at least one column")
     for name in names:
-        if name in RESERVED_COLUMNS:
+        if name in (*RESERVED_COLUMNS, APPEND_TIME):
             raise InvalidRecord(f"column {name!r} is raystream's own: rename yours")
     return pa.schema([_stored_field(field) for field in schema])
 

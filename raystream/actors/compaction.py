@@ -28,7 +28,7 @@ BREATH_SHARE: Final = 0.6
 """So much of the time that a piece of work took is waited before the next, or more, so that it comes to no more than
 MAX_BYTES_PER_S."""
 MAX_BYTES_PER_S: Final = 700_000_000
-"""Read, written and removed, all counted. A log is read two times, and a third time where something of it stays."""
+"""Read and written, both counted. A log is read two times, and a third time where something of it stays."""
 
 
 class _Stopped(RaystreamError):
@@ -61,6 +61,7 @@ class Compactor:
             self._thread.join(5)
 
     def _run(self) -> None:
+        let_others_go_first()
         while not self._stopping.wait(LOOK_MS / 1000):
             try:
                 self.round()
@@ -69,7 +70,6 @@ class Compactor:
 
     def round(self) -> list[Cleaned]:
         """Compacts every log that is due for it."""
-        let_others_go_first()
         done = []
         served = self._replicas()
         self._horizons = {replica: self._horizons[replica] for replica in served if replica in self._horizons}

@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any, Final, Protocol
 
 from raystream import messages as m
+from raystream.actors.background import let_others_go_first
 from raystream.actors.handles import wait_for
 from raystream.actors.launch import CONTROL, FETCH, find_actor
 from raystream.actors.replica import Replica
@@ -107,6 +108,7 @@ class Scrubber:
         return replica.damaged(error)
 
     def _run(self) -> None:
+        let_others_go_first()
         while not self._stopping.is_set():
             try:
                 pause_ms = BREATH_MS if self.round() else LOOK_MS

@@ -17,17 +17,15 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import pyarrow as pa
 
-from raystream.client.dataframes import polars, to_pandas
+from raystream.client.dataframes import polars, to_pandas, to_polars
 from raystream.errors import InvalidArgument
 
 if TYPE_CHECKING:
     import pandas as pd
     import polars as pl
 
-APPEND_TIME: Final = "_append_time"
-"""When the partition's leader appended the row, milliseconds since the epoch: it was known to nobody before."""
-LOG_TIMES: Final = (APPEND_TIME, "_timestamp", "timestamp")
-"""Columns of raystream's own that are milliseconds since the epoch."""
+    from raystream.client.reader import View
+
 Strategy = Literal["backward", "forward", "nearest"]
 Unit = Literal["us", "ns"]
 Tolerance = str | int | float | dt.timedelta | None
@@ -51,10 +49,13 @@ class AsOf:
     strategy: Strategy = "backward"
     allow_exact_matches: bool = True
     suffix: str = "_right"
+    log_times: tuple[frozenset[str], frozenset[str]] = (frozenset(), frozenset())
+    """Of both sides: columns of the log's own, which are milliseconds since the epoch."""
 
     def said(self) -> dict[str, Any]:
         """What was asked for, as plain values."""
         given = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        del given["log_times"]
         return given | ({"tolerance": str(self.tolerance)} if isinstance(self.tolerance, dt.timedelta) else {})
 
 
@@ -92,9 +93,29 @@ class Joined:
         return f"<p>{escape(repr(self))}</p>{self._frame.head(10)._repr_html_()}"
 
 
-def checked(
-    left: Sequence[str],
-    right: Sequence[str],
+def join_asof(left: View, right: Any, **how: Any) -> Joined:
+    """See `View.join_asof`, which says what `how` is. Raises InvalidArgument."""
+    if not isinstance(right, type(left)):
+        raise InvalidArgument(f"the right side is a view, as `cluster.read` gives it, not {type(right).__name__}")
+    (left_time, left_ms), (right_time, right_ms) = left.times(), right.times()
+    join = _checked((left_time, right_time), log_times=(left_ms, right_ms), **how)
+    lefts = [join.left_on, *join.by_left]
+    rights = [join.right_on, *join.by_right, *([] if join.known_at is None else [join.known_at])]
+    for names, view, side in ((lefts, left, "left"), (rights, right, "right")):
+        for name in names:
+            _require(name, view.known_columns(), side)
+    ours, theirs = to_polars(left.with_columns(lefts)), to_polars(right.with_columns(rights))
+    found = join_frames(ours, theirs, join)
+    beside = {name for name in lefts if name not in left.schema.names}
+    for name in rights:
+        if name not in right.schema.names:
+            beside.add(f"{name}{join.suffix}" if name in ours.columns else name)
+    manifest = {"left": left.manifest(), "right": right.manifest(), "join": join.said()}
+    return Joined(found.select([name for name in found.columns if name not in beside]), manifest)
+
+
+def _checked(
+    times: tuple[str, str],
     *,
     on: str | None,
     left_on: str | None,
@@ -102,10 +123,9 @@ def checked(
     by: str | Sequence[str] | None,
     by_left: str | Sequence[str] | None,
     by_right: str | Sequence[str] | None,
-    times: tuple[str, str],
     **how: Any,
 ) -> AsOf:
-    """The join, its columns filled in from the topics' `times` where none are named. Raises InvalidArgument."""
+    """The join; where no column is named it goes by `times`."""
     if on is not None and (left_on is not None or right_on is not None):
         raise InvalidArgument("give either on, or left_on and right_on")
     if by is not None and (by_left is not None or by_right is not None):
@@ -114,25 +134,21 @@ def checked(
     if len(lefts) != len(rights):
         raise InvalidArgument(f"by_left names {len(lefts)} columns, by_right {len(rights)}: they are matched in pairs")
     join = AsOf(
-        left_on=on or left_on or times[0],
-        right_on=on or right_on or times[1],
-        by_left=lefts,
-        by_right=rights,
-        **how,
+        left_on=on or left_on or times[0], right_on=on or right_on or times[1], by_left=lefts, by_right=rights, **how
     )
     if join.strategy not in ("backward", "forward", "nearest"):
         raise InvalidArgument(f"strategy={join.strategy!r} is none of 'backward', 'forward' and 'nearest'")
     if join.known_at is not None and join.strategy != "backward":
         raise InvalidArgument(f"known_at goes with strategy='backward': {join.strategy!r} looks ahead")
-    for name in (join.left_on, *lefts):
-        _require(name, left, "left")
-    for name in (join.right_on, *rights, *([] if join.known_at is None else [join.known_at])):
-        _require(name, right, "right")
+    if not join.suffix:
+        raise InvalidArgument(f"suffix={join.suffix!r} tells no columns apart: give a string")
     return join
 
 
 def _names(given: str | Sequence[str] | None) -> tuple[str, ...]:
-    return () if given is None else (given,) if isinstance(given, str) else tuple(given)
+    if given is None or isinstance(given, str):
+        return () if given is None else (given,)
+    return tuple(given)
 
 
 def _require(name: str, columns: Sequence[str], side: str) -> None:
@@ -214,29 +230,32 @@ def _within(found: pl.DataFrame, join: AsOf, columns: Sequence[str]) -> pl.DataF
 def _comparable(left: pl.DataFrame, right: pl.DataFrame, join: AsOf) -> tuple[pl.Expr, pl.Expr, pl.Expr | None]:
     """The times of both sides, and when the right ones became known, as values of one type."""
     library = polars()
-    named = [(left, join.left_on), (right, join.right_on)]
+    named = [(left, join.left_on, join.log_times[0]), (right, join.right_on, join.log_times[1])]
     if join.known_at is not None:
-        named.append((right, join.known_at))
-    types = [frame.schema[name] for frame, name in named]
+        named.append((right, join.known_at, join.log_times[1]))
+    types = [frame.schema[name] for frame, name, _ in named]
     if any(kind.is_temporal() for kind in types):
         unit: Unit = "ns" if any(getattr(kind, "time_unit", None) == "ns" for kind in types) else "us"
-        exprs = [_instant(library.col(name), kind, name, unit) for (_, name), kind in zip(named, types, strict=True)]
+        exprs = [
+            _instant(name, kind, unit, is_ms=name in own) for (_, name, own), kind in zip(named, types, strict=True)
+        ]
     elif all(kind.is_integer() for kind in types):
-        exprs = [library.col(name).cast(library.Int64) for _, name in named]
+        exprs = [library.col(name).cast(library.Int64) for _, name, _ in named]
     elif all(kind.is_numeric() for kind in types):
-        exprs = [library.col(name).cast(library.Float64) for _, name in named]
+        exprs = [library.col(name).cast(library.Float64) for _, name, _ in named]
     else:
-        shown = ", ".join(f"{name} {kind}" for (_, name), kind in zip(named, types, strict=True))
+        shown = ", ".join(f"{name} {kind}" for (_, name, _), kind in zip(named, types, strict=True))
         raise InvalidArgument(f"these columns are not all times, or all numbers: {shown}")
     return exprs[0], exprs[1], exprs[2] if len(exprs) == 3 else None
 
 
-def _instant(column: pl.Expr, kind: Any, name: str, unit: Unit) -> pl.Expr:
+def _instant(name: str, kind: Any, unit: Unit, *, is_ms: bool) -> pl.Expr:
     """The instants in UTC; what has no time zone is UTC."""
     library = polars()
-    if kind == library.Date or (kind.is_integer() and name in LOG_TIMES):
+    column: pl.Expr = library.col(name)
+    if kind == library.Date or (kind.is_integer() and is_ms):
         return column.cast(library.Datetime("ms")).cast(library.Datetime(unit))
     if not isinstance(kind, library.Datetime):
         raise InvalidArgument(f"column {name!r} is {kind}, and the others are times")
-    zoned = column if kind.time_zone is None else column.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
+    zoned: pl.Expr = column if kind.time_zone is None else column.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
     return zoned.cast(library.Datetime(unit))

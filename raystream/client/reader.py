@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raystream.client.asof import APPEND_TIME, Joined, Strategy, Tolerance, checked, join_frames
+from raystream.client.asof import Joined, Strategy, Tolerance, join_asof
 from raystream.client.bounded import Range, counted, decode_runs, fetch_range
 from raystream.client.columns import METADATA_FIELDS, Shape, append_times, check_columns, read_schema, stored_table
 from raystream.client.dataframes import polars, to_pandas, to_polars
@@ -25,7 +25,7 @@ from raystream.client.positions import Place, compacted, parse, partitions_of, r
 from raystream.client.records import runs as record_runs
 from raystream.client.routing import Routing
 from raystream.errors import InvalidArgument, OffsetOutOfRange
-from raystream.schema import RAW_SCHEMA, RESERVED_COLUMNS, restore
+from raystream.schema import APPEND_TIME, RAW_SCHEMA, RESERVED_COLUMNS, restore
 from raystream.types import EARLIEST, LATEST, Position, Record, TopicPartition
 
 if TYPE_CHECKING:
@@ -303,30 +303,21 @@ class View:
 
         The rows keep this view's order. Both views are read into memory. Raises InvalidArgument.
         """
-        join = checked(
-            self._joinable(),
-            right._joinable(),
+        return join_asof(
+            self,
+            right,
             on=on,
             left_on=left_on,
             right_on=right_on,
             by=by,
             by_left=by_left,
             by_right=by_right,
-            times=(self._time(), right._time()),
             known_at=known_at,
             tolerance=tolerance,
             strategy=strategy,
             allow_exact_matches=allow_exact_matches,
             suffix=suffix,
         )
-        lefts = [join.left_on, *join.by_left]
-        rights = [join.right_on, *join.by_right, *([] if known_at is None else [known_at])]
-        ours, theirs = (to_polars(v._with_columns(n)) for v, n in ((self, lefts), (right, rights)))
-        found = join_frames(ours, theirs, join)
-        wanted = [name for name in found.columns if name not in set(lefts) - set(self.schema.names)]
-        hidden = {f"{name}{suffix}" if name in ours.columns else name for name in set(rights) - set(right.schema.names)}
-        manifest = {"left": self.manifest(), "right": right.manifest(), "join": join.said()}
-        return Joined(found.select([name for name in wanted if name not in hidden]), manifest)
 
     def manifest(self) -> dict[str, Any]:
         """Which rows these are, as plain values: topic and its id, schema version, offsets by partition, and what is
@@ -341,21 +332,22 @@ class View:
             "filter": None if self._filter is None else str(self._filter),
         }
 
-    def _time(self) -> str:
+    def times(self) -> tuple[str, frozenset[str]]:
+        """The column by which rows are in time, and those of the log's own that are milliseconds since the epoch."""
         if not self._shape.typed:
-            return "timestamp"
-        return self._shape.time or "_timestamp"
+            return "timestamp", frozenset(("timestamp", APPEND_TIME))
+        return self._shape.time or "_timestamp", frozenset(("_timestamp", APPEND_TIME))
 
-    def _joinable(self) -> list[str]:
-        every = read_schema(self._shape, self._stored, metadata=self._shape.typed).names
-        return [*every, *([] if APPEND_TIME in every else [APPEND_TIME])]
+    def known_columns(self) -> list[str]:
+        """What `with_columns` takes."""
+        return [*read_schema(self._shape, self._stored, metadata=self._shape.typed).names, APPEND_TIME]
 
-    def _with_columns(self, names: Sequence[str]) -> pa.Table:
-        """The rows with the view's columns, and those of its topic that are named beside them."""
+    def with_columns(self, names: Iterable[str]) -> pa.Table:
+        """The rows with the view's columns, and those of its topic and its log that are named beside them."""
         whole = copy(self)
-        whole._append_time = APPEND_TIME in names and APPEND_TIME not in self._stored.names
         columns = self.schema.names
         whole._columns = [*columns, *dict.fromkeys(name for name in names if name not in columns)]
+        whole._append_time = APPEND_TIME in whole._columns
         return whole.to_arrow()
 
     # Reading --------------------------------------------------------------------------------------------------------
@@ -428,7 +420,7 @@ class View:
         """The columns that are needed of what is stored; None: all."""
         if self._filter is not None or self._order == "time" or self._columns is None:
             return None
-        return [name for name in self._columns if not (self._append_time and name == APPEND_TIME)]
+        return [name for name in self._columns if name != APPEND_TIME]
 
     def _joined(self, tables: list[pa.Table], *, metadata: bool) -> pa.Table:
         if not tables:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 import pyarrow as pa
@@ -17,10 +16,11 @@ from raystream import batch as b
 from raystream import messages as m
 from raystream.client.accumulator import Accumulator, Sink
 from raystream.client.cutting import cut_chunk
+from raystream.client.encoding import Encoders
 from raystream.client.expiry import never_sent, not_acknowledged
 from raystream.client.ledger import Ledger
 from raystream.client.partitioner import Partitioner
-from raystream.client.pipeline import Batch, Pipeline, TakenBack, encodes_long
+from raystream.client.pipeline import Batch, Pipeline, TakenBack
 from raystream.client.routing import REPLICATED_TIMEOUT_MS, Leader, Routing
 from raystream.client.sent import Chunk, Piece
 from raystream.client.stats import ProducerStats
@@ -43,7 +43,6 @@ from raystream.errors import (
 
 log = logging.getLogger("raystream")
 
-ENCODERS: Final = 2
 _UNANSWERED: Final = (ActorLost, RequestTimeout, StorageError, Closed)
 """After these a batch may be in the log; sending it again is safe because it keeps its sequence."""
 
@@ -77,7 +76,7 @@ class Sender:
         self._tasks: set[asyncio.Task[None]] = set()
         self._identifying = False
         self._refreshing: set[str] = set()
-        self._encoders: ThreadPoolExecutor | None = None
+        self._encoders = Encoders()
         self._abandoned: RaystreamError | None = None
         self._guard: asyncio.Task[None] | None = None
         self.sinks: dict[str, Sink] = {}
@@ -99,7 +98,8 @@ class Sender:
             raise
 
     def _start(self) -> None:
-        self._guard = self._guard or asyncio.ensure_future(self._watch_the_end())
+        if self._guard is None:
+            self._guard = asyncio.ensure_future(self._watch_the_end())
 
     # Chunks ---------------------------------------------------------------------------------------------------------
 
@@ -195,8 +195,8 @@ class Sender:
 
     def next_partition(self, sink: Sink) -> int:
         """Partitions in turn, for slices of frames without a key. Any thread."""
-        self._turn = (self._turn + 1) % sink.partitions
-        return self._turn
+        self._turn += 1
+        return self._turn % sink.partitions
 
     def _look_again(self, sink: Sink) -> None:
         """Takes in partitions that were added; asks for metadata in the background when it is stale."""
@@ -247,9 +247,10 @@ class Sender:
     def _unexpired(self, pieces: list[Piece], cause: BaseException | None) -> list[Piece]:
         now = self._clock.monotonic_ms()
         late = [piece for piece in pieces if piece.deadline_ms <= now]
-        if late:
-            self._fail(late, never_sent(self._config.delivery_timeout_ms, cause))
-        return [piece for piece in pieces if piece.deadline_ms > now] if late else pieces
+        if not late:
+            return pieces
+        self._fail(late, never_sent(self._config.delivery_timeout_ms, cause))
+        return [piece for piece in pieces if piece.deadline_ms > now]
 
     def _after(self, pipeline: Pipeline) -> None:
         """A batch was settled: what waited for it may go."""
@@ -346,17 +347,7 @@ class Sender:
         sink = pipeline.sink
         attributes = sink.attributes | self._attributes
         arguments = (sink.topic_id, pipeline.partition, sink.schema_id, attributes, self._config.compression)
-        if encodes_long(batch.nbytes):
-            if self._encoders is None:
-                self._encoders = ThreadPoolExecutor(ENCODERS, thread_name_prefix="raystream-encode")
-            try:
-                work = asyncio.get_running_loop().run_in_executor(self._encoders, batch.encode, *arguments)
-            except RuntimeError:  # the interpreter is shutting down: no thread will run it
-                batch.encode(*arguments)
-            else:
-                await work
-        else:
-            batch.encode(*arguments)
+        await self._encoders.encode(batch, *arguments)
         assert batch.message is not None
         self._stats.bytes += len(batch.message)
 
@@ -496,5 +487,4 @@ class Sender:
             task.cancel()
         if self._guard is not None:
             self._guard.cancel()
-        if self._encoders is not None:
-            self._encoders.shutdown(wait=False)
+        self._encoders.stop()

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import uuid
 from collections import Counter, deque
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Coroutine, Iterable
 from typing import Any, Final, Literal
 
 from raystream import batch as b
@@ -21,6 +21,7 @@ from raystream.client.accumulator import Sink
 from raystream.client.ended import Ended, aborted, commit_all, fail_all, together
 from raystream.client.ledger import Ledger
 from raystream.client.pipeline import Batch, Pipeline, TakenBack
+from raystream.client.registration import Registration
 from raystream.client.routing import Routing
 from raystream.client.sender import Sender
 from raystream.client.sent import Chunk, Piece
@@ -78,18 +79,21 @@ class TransactionalSender(Sender):
         """Why those are not committed that ended behind one of which nobody knows, where nobody waited for them."""
         self._committing: asyncio.Task[None] | None = None
         self._unsettled: Counter[int] = Counter()
+        """Of each transaction: pieces that are neither acknowledged nor failed."""
         self._settled = asyncio.Event()
         self._hurry = asyncio.Event()
+        """Somebody waits for what is being committed."""
         self._spoilt: dict[int, BaseException] = {}
         """Why transactions whose turn has not come cannot be committed."""
-        self._registered: set[tuple[str, int]] = set()
-        self._wanted: dict[tuple[str, int], Pipeline] = {}
-        self._registering = False
+        self._registration = Registration(
+            self._spawn, self._tell, then=self._pump, failed=self._failed, ended=self._settled.set
+        )
         self._expected: dict[str, int] = {}
-
+        """By topic id: the partition that was registered before a record was sent to it."""
         self._gathering: dict[str, int] = {}
         """By topic id: the partition in which records without a key wait for their transaction's turn."""
         self._keyless: set[str] = set()
+        """Topics whose records went to any partition lately."""
         self._told = False
         """Whether the coordinator may know of the open transaction."""
 
@@ -142,8 +146,7 @@ class TransactionalSender(Sender):
 
     def _goes_on(self, producer_id: int, epoch: int) -> None:
         self._producer_id, self._epoch = producer_id, epoch
-        self._registered.clear()
-        self._wanted.clear()
+        self._registration.begin()
         self._expected.clear()
         self._told = False
         for pipeline in self._all_pipelines():
@@ -196,11 +199,17 @@ class TransactionalSender(Sender):
         while self._ended and self._ended[0].number not in self._spoilt:
             self._group.append(self._ended.popleft())
         self._let_go(self._group[-1].number)
-        while self.failure is None and (self._registering or any(at <= self._through for at in self._unsettled)):
+        while self.failure is None and (
+            self._registration.under_way or any(at <= self._through for at in self._unsettled)
+        ):
             self._settled.clear()
             await self._settled.wait()
         if self.failure is None:
             await self._end_group()
+
+    def _has_open_ends(self) -> bool:
+        """Whether something of the group is on its way."""
+        return self._registration.under_way or any(number <= self._through for number in self._unsettled)
 
     async def _end_group(self) -> None:
         self.state = "ending"
@@ -283,8 +292,8 @@ class TransactionalSender(Sender):
         for task in under_way:
             task.cancel()
         await asyncio.gather(*under_way, return_exceptions=True)
-        self._registering = False  # those that were cancelled before their first step have not said so
-        self._refreshing.clear()
+        self._registration.cancelled()
+        self._refreshing.clear()  # who was cancelled before its first step has not said that it is over
         try:
             await self._end(commit=False, offsets=())
         except InvalidTransactionState:  # it was committed: asked again, it says so, and the producer goes on
@@ -400,7 +409,7 @@ class TransactionalSender(Sender):
         has_its_turn = chunk.transaction == self._through and self._committing is None and self.goes_on
         if has_its_turn and sink.topic_id in self._keyless and sink.topic_id not in self._expected:
             partition = self._expected[sink.topic_id] = super().idlest(sink)
-            self._want(self._pipelines_of(sink)[partition])
+            self._registration.want(self._pipelines_of(sink)[partition])
 
     def idlest(self, sink: Sink) -> int:
         """The one that is registered, unless it is busy: each partition more is an append and a marker more. What has
@@ -430,44 +439,22 @@ class TransactionalSender(Sender):
         if self.failure is not None:
             self._fail(pipeline.take_all(), self._why())
             return False
-        if pipeline.place in self._registered:
+        if self._registration.has(pipeline):
             if pipeline.producer_id is None:
                 assert self._producer_id is not None
                 pipeline.begin(self._producer_id, self._epoch)
             return True
-        self._want(pipeline)
+        self._registration.want(pipeline)
         return False
 
-    def _want(self, pipeline: Pipeline) -> None:
-        if pipeline.place not in self._registered:
-            self._wanted[pipeline.place] = pipeline
-            if not self._registering:
-                self._registering = True
-                self._spawn(self._register())
-
-    async def _register(self) -> None:
-        """Tells the coordinator of the partitions that are wanted, all those that came up meanwhile at once."""
-        try:
-            while self._wanted:
-                await asyncio.sleep(0)
-                wanted, self._wanted = self._wanted, {}
-                await self._tell(wanted)
-                for pipeline in wanted.values():
-                    self._pump(pipeline)
-        except RaystreamError as error:
-            self._failed(error)
-        finally:
-            self._registering = False
-            self._settled.set()
-
-    async def _tell(self, wanted: Mapping[tuple[str, int], Pipeline]) -> None:
+    async def _tell(self, wanted: Iterable[Pipeline]) -> None:
         assert self._producer_id is not None
         self._told = True
         request = m.AddPartitionsRequest(
             transactional_id=self._id,
             producer_id=self._producer_id,
             producer_epoch=self._epoch,
-            partitions=tuple((p.sink.name, p.sink.topic_id, p.partition) for p in wanted.values()),
+            partitions=tuple((p.sink.name, p.sink.topic_id, p.partition) for p in wanted),
         )
         await self._asking(
             self._routing.call_coordinator(
@@ -475,7 +462,6 @@ class TransactionalSender(Sender):
                 timeout_ms=self._config.delivery_timeout_ms,
             )
         )
-        self._registered.update(wanted)
 
     async def _try(self, pipeline: Pipeline, batch: Batch, left_ms: float) -> m.AppendReply:
         """A partition that refuses a batch for good ends the transaction: nothing of it is numbered anew."""

@@ -109,6 +109,7 @@ class TransactionalProducer(Producer):
         could not be delivered, TransactionTimedOut, FencedMember: then it is aborted; RequestTimeout where it is not
         known whether it is committed: `commit_transaction()` asks again. `wait`: see `commit_transaction`.
         """
+        _check_wait(wait)
         self.begin_transaction()
         try:
             yield self
@@ -153,6 +154,7 @@ class TransactionalProducer(Producer):
         much as one, so that many small ones come close to no transactions at all. Where one fails, all that have begun
         meanwhile fail with it, and the next call of this producer raises it.
         """
+        _check_wait(wait)
         self._check_may_wait()
         with self._deciding:
             if not self._open and self._sender.undecided:
@@ -288,6 +290,11 @@ class TransactionalProducer(Producer):
             why = error
         lost = super()._deliver_at_exit(deadline)
         return lost if why is None else f"raystream: a producer was not closed, and its last transaction failed: {why}"
+
+
+def _check_wait(wait: Any) -> None:
+    if not isinstance(wait, bool):
+        raise InvalidArgument(f"wait={wait!r} is neither True nor False")
 
 
 def _left(deadline: float | None) -> float | None:

@@ -144,6 +144,10 @@ class DiskFiles:
         return [name for name in self.listdir(directory) if os.path.isdir(os.path.join(directory, name))]
 
     def remove_directory(self, directory: str) -> None:
+        for parent, _, names in os.walk(directory):
+            for name in names:
+                with suppress(StorageError):
+                    self.unlink(os.path.join(parent, name))
         shutil.rmtree(directory, ignore_errors=True)
 
     def move_directory(self, directory: str, to: str) -> None:

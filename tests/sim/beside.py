@@ -20,12 +20,12 @@ Done = tuple[int, str]
 
 
 class Worlds:
-    """One run at a time, in the order in which they were asked for."""
+    """What was begun runs one after the other."""
 
     def __init__(self) -> None:
         self._begun: dict[Arguments, Future[Done]] = {}
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="worlds")
-        self._process: subprocess.Popen[str] | None = None
+        self._running: set[subprocess.Popen[str]] = set()
         self._stopped = False
 
     def begin(self, runs: Iterable[Arguments]) -> None:
@@ -42,9 +42,9 @@ class Worlds:
         """Ends what runs."""
         self._stopped = True
         self._threads.shutdown(wait=False, cancel_futures=True)
-        if self._process is not None:
+        for process in list(self._running):
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+                os.killpg(process.pid, signal.SIGKILL)
 
     def _run(self, arguments: Arguments, *, idle: bool = False) -> Done:
         command = [sys.executable, "-W", "ignore", "-m", *arguments]
@@ -56,13 +56,13 @@ class Worlds:
             text=True,
             start_new_session=True,
         ) as process:
-            self._process = process
+            self._running.add(process)
             if self._stopped:
                 self.stop()
             if idle and hasattr(os, "SCHED_IDLE"):  # what it starts inherits it
                 os.sched_setscheduler(process.pid, os.SCHED_IDLE, os.sched_param(0))
             said, _ = process.communicate()
-            self._process = None
+            self._running.discard(process)
         return process.returncode, said
 
 

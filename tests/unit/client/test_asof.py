@@ -143,6 +143,20 @@ def test_raw_topics_go_by_their_records_timestamps(cluster: FakeCluster) -> None
     assert mixed["value"].to_list() == [b"y"] * 4
 
 
+def test_a_topics_own_number_named_timestamp_is_no_instant(cluster: FakeCluster) -> None:
+    schema = pa.schema([("timestamp", pa.int64()), ("x", pa.int64())])
+    cluster.create("seconds", schema=schema)
+    cluster.append("seconds", pa.record_batch([[7], [1]], schema=schema))
+    with pytest.raises(InvalidArgument, match="column 'timestamp' is Int64, and the others are times"):
+        cluster.view("seconds").join_asof(cluster.view("weather"), left_on="timestamp")
+
+
+def test_only_views_are_joined(cluster: FakeCluster) -> None:
+    wrong: Any = "weather"
+    with pytest.raises(InvalidArgument, match=r"the right side is a view, as .*, not str"):
+        cluster.view("flights").join_asof(wrong)
+
+
 def test_the_views_columns_and_filters_hold(cluster: FakeCluster) -> None:
     left = cluster.view("flights", columns=["delay"], filter=pc.field("delay") > 1)
     right = cluster.view("weather", columns=["wind"])
@@ -176,6 +190,7 @@ def test_nothing_on_either_side(cluster: FakeCluster) -> None:
         ({"on": "at", "left_on": "at"}, "either on, or left_on and right_on"),
         ({"by": "origin", "by_left": "origin"}, "either by, or by_left and by_right"),
         ({"by_left": "origin"}, "by_left names 1 columns, by_right 0"),
+        ({"suffix": ""}, "suffix='' tells no columns apart"),
         ({"strategy": "sideways"}, "strategy='sideways' is none of"),
         ({"strategy": "forward", "known_at": "told"}, "known_at goes with strategy='backward'"),
         ({"left_on": "delay", "right_on": "at"}, "column 'delay' is Int64, and the others are times"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Coroutine, Iterator
 from typing import Any
@@ -16,6 +17,7 @@ from raystream.client.transactional_producer import TransactionalProducer
 from raystream.errors import (
     DeliveryFailed,
     FencedMember,
+    InvalidArgument,
     InvalidRecord,
     InvalidTransactionState,
     RequestTimeout,
@@ -40,7 +42,15 @@ def release_on_loop(coordinator: TransactionalCoordinator) -> None:
     coordinator.write_markers()
 
 
-def test_those_that_end_while_one_is_committed_are_committedtogether_and_in_order(
+@pytest.fixture
+def unanswered(coordinator: TransactionalCoordinator, monkeypatch: pytest.MonkeyPatch) -> TransactionalCoordinator:
+    """Ends are not complete until `release`, and nobody waits for long."""
+    monkeypatch.setattr("raystream.client.transactional.COORDINATOR_WAIT_MS", 300.0)
+    hold(coordinator)
+    return coordinator
+
+
+def test_those_that_end_while_one_is_committed_are_committed_together_and_in_order(
     producer: Producer, topic: FakeTopic, coordinator: TransactionalCoordinator, cluster: FakeCluster
 ) -> None:
     hold(coordinator)
@@ -171,17 +181,11 @@ def test_a_failure_that_nobody_has_seen_is_told_by_flush_and_by_close(
 
 
 def test_an_unanswered_commit_that_nobody_waited_for_is_asked_for_again(
-    producer: Producer,
-    topic: FakeTopic,
-    coordinator: TransactionalCoordinator,
-    cluster: FakeCluster,
-    monkeypatch: pytest.MonkeyPatch,
+    producer: Producer, topic: FakeTopic, unanswered: TransactionalCoordinator, cluster: FakeCluster
 ) -> None:
-    monkeypatch.setattr("raystream.client.transactional.COORDINATOR_WAIT_MS", 300.0)
-    hold(coordinator)
     with producer.transaction(wait=False):
         producer.send("t", "a", partition=0)
-    eventually(lambda: "end" in coordinator.calls)
+    eventually(lambda: "end" in unanswered.calls)
     producer.begin_transaction()
     producer.send("t", "b", partition=0)
     eventually(lambda: producer._sender.failure is not None)
@@ -190,7 +194,7 @@ def test_an_unanswered_commit_that_nobody_waited_for_is_asked_for_again(
     producer.abort_transaction()
     with pytest.raises(InvalidTransactionState, match="not known whether"):
         producer.begin_transaction()
-    release(coordinator, cluster)
+    release(unanswered, cluster)
     producer.commit_transaction()
     assert seen(topic) == [b"a"]
     with producer.transaction():
@@ -198,20 +202,45 @@ def test_an_unanswered_commit_that_nobody_waited_for_is_asked_for_again(
     assert seen(topic) == [b"a", b"c"]
 
 
-def test_only_so_many_are_on_their_way(producer: Producer, topic: FakeTopic, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("raystream.client.transactional_producer.MAX_UNDER_WAY", 3)
-    assert isinstance(producer, TransactionalProducer)
-    for number in range(50):
-        with producer.transaction(wait=False):
-            producer.send("t", str(number), partition=0)
-        assert len(producer._under_way) <= 3
-    producer.flush()
-    assert len(seen(topic)) == 50
-
-
-def test_positions_of_those_that_are_committedtogether_are_the_last_of_each_partition(
-    producer: Producer, coordinator: TransactionalCoordinator, cluster: FakeCluster
+def test_only_so_many_are_on_their_way(
+    producer: Producer,
+    topic: FakeTopic,
+    coordinator: TransactionalCoordinator,
+    cluster: FakeCluster,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("raystream.client.transactional_producer.MAX_UNDER_WAY", 3)
+    hold(coordinator)
+    begun: list[int] = []
+
+    def work() -> None:
+        for number in range(5):
+            with producer.transaction(wait=False):
+                producer.send("t", str(number), partition=0)
+            begun.append(number)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    eventually(lambda: len(begun) == 3)
+    time.sleep(0.2)
+    assert begun == [0, 1, 2], "the next one waits for the first of them"
+    release(coordinator, cluster)
+    thread.join(10)
+    producer.flush()
+    assert seen(topic) == [b"0", b"1", b"2", b"3", b"4"]
+
+
+def test_wait_is_a_yes_or_a_no(producer: Producer) -> None:
+    no: Any = "no"
+    with pytest.raises(InvalidArgument, match="wait='no' is neither True nor False"), producer.transaction(wait=no):
+        pass
+    producer.begin_transaction()
+    with pytest.raises(InvalidArgument, match="wait='no'"):
+        producer.commit_transaction(wait=no)
+    producer.abort_transaction()
+
+
+def test_positions_of_those_that_are_committed_together_are_the_last_of_each_partition() -> None:
     def moved(offset: int, epoch: int = 1) -> m.CommitRequest:
         position = m.CommittedOffset(topic="t", partition=0, offset=offset)
         return m.CommitRequest(group="g", member_id="m", member_epoch=epoch, offsets=(position,))
@@ -224,25 +253,19 @@ def test_positions_of_those_that_are_committedtogether_are_the_last_of_each_part
 
 
 def test_what_ended_behind_an_unanswered_commit_is_known_not_to_be_committed(
-    producer: Producer,
-    topic: FakeTopic,
-    coordinator: TransactionalCoordinator,
-    cluster: FakeCluster,
-    monkeypatch: pytest.MonkeyPatch,
+    producer: Producer, topic: FakeTopic, unanswered: TransactionalCoordinator, cluster: FakeCluster
 ) -> None:
-    monkeypatch.setattr("raystream.client.transactional.COORDINATOR_WAIT_MS", 300.0)
-    hold(coordinator)
     commits = []
     for number in range(2):
         producer.begin_transaction()
         producer.send("t", str(number), partition=0)
         commits.append(producer.commit_transaction(wait=False))
-        eventually(lambda: "end" in coordinator.calls)
+        eventually(lambda: "end" in unanswered.calls)
     with pytest.raises(RequestTimeout):
         commits[0].result(10)
     with pytest.raises(InvalidTransactionState, match="not committed: nobody knows whether the one before it is"):
         commits[1].result(10)
-    release(coordinator, cluster)
+    release(unanswered, cluster)
     producer.commit_transaction()
     assert seen(topic) == [b"0"]
     with pytest.raises(DeliveryFailed, match="1 record for t could not be delivered"):
@@ -253,19 +276,13 @@ def test_what_ended_behind_an_unanswered_commit_is_known_not_to_be_committed(
 
 
 def test_an_answer_that_was_asked_for_again_is_no_news_later(
-    producer: Producer,
-    topic: FakeTopic,
-    coordinator: TransactionalCoordinator,
-    cluster: FakeCluster,
-    monkeypatch: pytest.MonkeyPatch,
+    producer: Producer, topic: FakeTopic, unanswered: TransactionalCoordinator, cluster: FakeCluster
 ) -> None:
-    monkeypatch.setattr("raystream.client.transactional.COORDINATOR_WAIT_MS", 300.0)
-    hold(coordinator)
     producer.begin_transaction()
     producer.send("t", "a", partition=0)
     with pytest.raises(RequestTimeout):
         producer.commit_transaction(wait=False).result(10)
-    release(coordinator, cluster)
+    release(unanswered, cluster)
     producer.commit_transaction()
     with producer.transaction():
         producer.send("t", "b", partition=0)

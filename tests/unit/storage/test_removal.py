@@ -84,6 +84,17 @@ def reader(path: str) -> Iterator[Callable[[], str]]:
 
 
 @linux
+def test_a_directory_goes_so_too(tmp_path: Path) -> None:
+    directory = tmp_path / "topic"
+    directory.mkdir()
+    path = large(directory)
+    (directory / "small").write_bytes(b"x")
+    DiskFiles().remove_directory(str(directory))
+    assert not directory.exists() and opened(path) == [LARGE]
+    eventually(lambda: not opened(path))
+
+
+@linux
 def test_what_is_mapped_stays_whole_until_it_is_let_go(tmp_path: Path) -> None:
     path = large(tmp_path)
     with reader(path) as seen:
