@@ -8,6 +8,7 @@ import random
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import pytest
 from raystream import messages as m
 from raystream.actors import wire
 from raystream.actors.endpoint import Endpoint, connect
-from raystream.actors.pipes import MAX_FRAME_BYTES, MAX_PIPES, Pipes
+from raystream.actors.pipes import MAX_FRAME_BYTES, MAX_PIPES, Pipes, _Pipe
 from raystream.core.replication import Probe, ProbeAnswer
 from raystream.errors import ActorLost, FencedLeaderEpoch, OffsetOutOfRange, RequestTimeout, StorageError
 from raystream.messages import Span
@@ -140,7 +141,16 @@ def test_batches_that_are_gone_are_not_taken_for_others(
     assert follower.asked == [(REQUEST, b"another")]
 
 
-def test_a_follower_that_takes_nothing_holds_up_nobody_for_longer_than_a_call(tmp_path: Path) -> None:
+def test_a_follower_that_takes_nothing_holds_up_nobody_for_longer_than_a_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    close = _Pipe.close
+
+    def close_and_wait(pipe: _Pipe) -> None:
+        close(pipe)
+        time.sleep(0.1)  # whoever is sending finds it closed
+
+    monkeypatch.setattr(_Pipe, "close", close_and_wait)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         name = f"raystream-test-{os.getpid()}"
         listener.bind(f"\0{name}")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from raystream import aio
+from raystream.client import describing
 from raystream.cluster import Cluster
 from raystream.errors import InvalidArgument, InvalidConfig, NotFound, PartitionNotFound, TopicNotFound
 from raystream.types import TopicDescription
@@ -158,6 +159,16 @@ def test_an_unclean_election_is_asked_for_by_name(fake: FakeCluster, cluster: Cl
     cluster.elect_leaders("t", unclean=True)
     led = cluster.describe_topic("t").partition_list[0]
     assert (led.leader, led.isr) == (1, (1,))
+
+
+def test_a_partition_without_a_leader_is_not_waited_for_as_one_that_does_not_answer(
+    fake: FakeCluster, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(describing, "LEADERLESS_TIMEOUT_MS", 50.0)
+    monkeypatch.setattr(describing, "STATUS_TIMEOUT_MS", 600_000.0)
+    cluster.reassign("t", {0: [0]})
+    fake.fence(0)
+    assert cluster.describe_topic("t").partition_list[0].leader is None
 
 
 def test_an_election_that_makes_no_sense_is_not_sent(fake: FakeCluster, cluster: Cluster) -> None:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Coroutine, Iterator
 from typing import Any
+from unittest.mock import Mock, call
 
 import pyarrow as pa
 import pytest
@@ -331,11 +332,35 @@ def test_a_frame_whose_topic_vanishes_does_not_stop_the_next_transaction(
 
 def test_a_commit_that_is_waited_for_lingers_for_nobody(cluster: FakeCluster, topic: FakeTopic) -> None:
     TransactionalCoordinator(cluster)
-    producer = cluster.producer(transactional_id="tx", linger_ms=20_000)
-    for wait in (False, True):
-        with producer.transaction(wait=wait):
-            producer.send("t", "x", partition=0)
-    assert seen(topic) == [b"x", b"x"]
+    producer = cluster.producer(transactional_id="tx", linger_ms=60_000)
+
+    def work() -> None:
+        for wait in (False, True):
+            with producer.transaction(wait=wait):
+                producer.send("t", "x", partition=0)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive() and seen(topic) == [b"x", b"x"]
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_the_consumer_hears_of_the_positions_once_they_are_committed(
+    producer: Producer, coordinator: TransactionalCoordinator, cluster: FakeCluster, *, wait: bool
+) -> None:
+    request = m.CommitRequest(group="g", offsets=(m.CommittedOffset(topic="t", partition=0, offset=7),))
+    consumer = Mock(offsets_for_transaction=lambda batch: request)
+    if not wait:
+        hold(coordinator)
+    with producer.transaction(wait=wait):
+        producer.send("t", "x", partition=0)
+        producer.commit_offsets(consumer)
+    if not wait:
+        assert consumer.committed_elsewhere.call_args_list == []
+        release(coordinator, cluster)
+        producer.flush()
+    assert consumer.committed_elsewhere.call_args_list == [call(request)]
 
 
 def test_an_interrupt_before_an_end_is_on_its_way_leaves_the_transaction_open(
