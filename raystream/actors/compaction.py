@@ -28,7 +28,7 @@ BREATH_SHARE: Final = 0.6
 """So much of the time that a piece of work took is waited before the next, or more, so that it comes to no more than
 MAX_BYTES_PER_S."""
 MAX_BYTES_PER_S: Final = 700_000_000
-"""Read and written, both counted. A log is read two times, and a third time where something of it stays."""
+"""Read, written and removed, all counted. A log is read two times, and a third time where something of it stays."""
 
 
 class _Stopped(RaystreamError):

@@ -148,7 +148,8 @@ def _latest(table: pa.Table) -> pa.Table:
 
 class Cleaner:
     """One cleaning of one log. `on_writer` has work done on the writer's turn and waits for it; `breathe` is called
-    every few milliseconds of work, with the bytes that were read or written, and may wait, or raise to give up."""
+    every few milliseconds of work, with the bytes that were read, written or removed, and may wait, or raise to give
+    up."""
 
     def __init__(
         self,
@@ -354,6 +355,7 @@ class Cleaner:
             for segment in old:
                 files.unlink(segment.path)
                 files.unlink(segment.index_path)
+                self._breathe(segment.tail.size)  # the disk's own work, whenever it gives back what is removed
             files.sync_dir(log.directory)
         return swapped
 
